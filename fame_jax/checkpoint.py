@@ -1,0 +1,117 @@
+"""Orbax, in one place: this file alone knows which of its interfaces is in use.
+
+A stage has one folder of checkpoints, a sub-folder a step. Each holds, apart from one another:
+
+    params      the parameters at that step
+    optimizer   the optimizer's state
+    best        the parameters of the best epoch so far; what is judged
+    progress    JSON: step, epoch, early stopping, random key, Grain's state
+
+Orbax writes into a temporary folder and renames it when it is whole, so a kill leaves the one
+before. Restoring gives every array the sharding of the tree it is restored into.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from fame_jax.errors import UserError, explain_os_errors
+
+# Orbax tells each step of its work; what fails is raised all the same.
+logging.getLogger('absl').setLevel(logging.ERROR)
+
+Tree = Any
+
+
+class Checkpoints:
+    """The checkpoints of one stage; a context manager that waits for the last write."""
+
+    def __init__(self, folder: Path):
+        """Opens a stage's folder, and makes it when it is not there.
+
+        Raises:
+          UserError: when it cannot be made.
+        """
+        self.folder = folder.absolute()
+        with explain_os_errors(f'making {folder}'):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=1, enable_async_checkpointing=False, create=False
+            )
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._manager.close()
+
+    def last_step(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, params: Tree, optimizer: Tree, best: Tree, progress: dict) -> None:
+        """Writes a checkpoint; the one before goes when this one is whole.
+
+        Raises:
+          UserError: when the disk refuses; the checkpoint before is then still there.
+        """
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(params),
+            optimizer=ocp.args.StandardSave(optimizer),
+            best=ocp.args.StandardSave(best),
+            progress=ocp.args.JsonSave(progress),
+        )
+        with _explain(f'saving a checkpoint in {self.folder}'):
+            self._manager.save(step, args=items, force=True)
+            self._manager.wait_until_finished()
+
+    def progress(self) -> dict:
+        """The progress of the newest checkpoint; empty when there is none."""
+        step = self.last_step()
+        if step is None:
+            return {}
+        advice = "it is damaged or of another model; remove the stage's folder and run it again"
+        with _explain(f'reading the checkpoint {self.folder / str(step)}', advice):
+            items = ocp.args.Composite(progress=ocp.args.JsonRestore())
+            return self._manager.restore(step, args=items)['progress']
+
+    def restore(self, **trees: Tree) -> dict[str, Tree]:
+        """Restores items of the newest checkpoint, each like the tree of arrays it is given.
+
+        Raises:
+          UserError: when there is none, or it does not hold such trees.
+        """
+        step = self.last_step()
+        if step is None:
+            raise UserError(f'{self.folder} holds no checkpoint; run the stage that makes it first')
+        items = ocp.args.Composite(
+            **{name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in trees.items()}
+        )
+        advice = "it is damaged or of another model; remove the stage's folder and run it again"
+        with _explain(f'reading the checkpoint {self.folder / str(step)}', advice):
+            return dict(self._manager.restore(step, args=items))
+
+
+def _abstract(tree: Tree) -> Tree:
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+
+
+@contextlib.contextmanager
+def _explain(doing: str, advice: str = '') -> Iterator[None]:
+    """Orbax tells of a full disk, a damaged file or another tree in a dozen exception types."""
+    try:
+        with explain_os_errors(doing, advice):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        what = ' '.join(str(error).split())[:300]
+        full = 'No space left' in what or 'ENOSPC' in what or 'quota exceeded' in what
+        advice = 'free some space there and run the same command again' if full else advice
+        raise UserError(f'{doing}: {what}' + (f'; {advice}' if advice else '')) from error

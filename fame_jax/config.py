@@ -1,0 +1,402 @@
+"""Every choice of a run, once: its name, its default, its unit; the flags are made from it."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from fame_jax.errors import UserError, explain_os_errors
+
+STAGES = ('prepare', 'pretrain', 'finetune', 'evaluate')
+
+
+def _field(default: Any, help: str, **about: Any) -> Any:
+    """A field of Config; `about` may hold choices, low and high (inclusive), runtime, section."""
+    return dataclasses.field(default=default, metadata={'help': help, **about})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, flat and frozen. A `runtime` field does not change what the run computes."""
+
+    stages: tuple[str, ...] = _field(
+        STAGES,
+        'What to do, in this order; a stage that the workdir holds finished is skipped.',
+        choices=STAGES,
+        runtime=True,
+        section='The run',
+    )
+    workdir: str = _field(
+        '', 'Folder of everything the run leaves behind; empty: runs/DATASET_MODEL.', runtime=True
+    )
+    seed: int = _field(0, 'Seed of initialisation, order, dropout and negatives.', low=0)
+
+    dataset: str = _field(
+        'synthetic',
+        "toys, beauty, sports, scientific, ml-1m, ml-100k, ml-20m, synthetic, or a file's path.",
+        section='Data',
+    )
+    data_dir: str = _field(
+        '', 'Where known data sets lie; empty: $FAME_JAX_DATA, then the cache folder.', runtime=True
+    )
+    user_column: str = _field('', 'Column of the user in a log; empty: guess.')
+    item_column: str = _field('', 'Column of the item in a log; empty: guess.')
+    time_column: str = _field('', 'Column of the time in a log; empty: guess, else file order.')
+    rating_column: str = _field('', 'Column of the rating in a log; empty: guess when needed.')
+    min_rating: float = _field(0.0, 'Ratings below it are not actions; 0: all are.', low=0)
+    k_core: int = _field(
+        5, 'Users and items keep at least so many actions, to a fixed point; 0: off.', low=0
+    )
+    synthetic_users: int = _field(4000, 'Users of the synthetic world.', low=1, high=10_000_000)
+    synthetic_items: int = _field(1000, 'Items of the synthetic world.', low=20, high=10_000_000)
+    synthetic_facets: int = _field(2, 'Planted facets (M) of the synthetic world.', low=1, high=64)
+    synthetic_values: int = _field(8, 'Values of each planted facet.', low=2, high=1000)
+    max_length: int = _field(
+        50, 'Items of a history that a model sees, the latest ones.', low=1, high=100_000
+    )
+    long_histories: str = _field(
+        'split',
+        'Training on a history over max_length: split in windows end to end, or its last window.',
+        choices=('split', 'last'),
+    )
+
+    model: str = _field(
+        'fame',
+        'fame is fine-tuned from its backbone; another model is trained by --stages=pretrain.',
+        choices=('fame', 'sasrec'),
+        section='Model',
+    )
+    width: int = _field(64, 'D, width of items and hidden states.', low=1, high=65_536)
+    num_blocks: int = _field(2, 'Transformer blocks; FAME replaces the last.', low=1, high=1000)
+    num_heads: int = _field(2, 'H, heads of each block; the facets of FAME.', low=1, high=1024)
+    inner_multiple: int = _field(
+        4, 'Inner width of the feed-forward in units of D.', low=1, high=64
+    )
+    activation: str = _field(
+        'gelu', "Of the backbone (FFN' is always ReLU, eq. 7).", choices=('gelu', 'relu')
+    )
+    dropout: float = _field(
+        0.5, 'Rate, on the input sum, attention weights and both sublayers.', low=0, high=0.99
+    )
+    positions: str = _field(
+        'relative',
+        "relative: a bias per head and distance; start: a table from the history's start; or both.",
+        choices=('relative', 'start', 'both'),
+    )
+    similarity: str = _field('cosine', 'Between the query and an item.', choices=('cosine', 'dot'))
+    temperature: float = _field(0.07, 'Cosine similarities are divided by it.', low=1e-4, high=100)
+    tied_items: bool = _field(True, 'Items are scored by the table they are read from (eq. 9).')
+    attention_bias: bool = _field(True, 'Biases in query, key and value (eqs. 12, 13 have none).')
+    attention_scale: str = _field(
+        'head',
+        'Logits are divided by sqrt(K) (head, eq. 14) or sqrt(D) (model, eq. 3).',
+        choices=('head', 'model'),
+    )
+
+    reading: str = _field(
+        'warm',
+        'warm: surgery keeps the pre-trained function nearly; paper: the paper read literally '
+        '(new parts random, no residual, no scaling). Sets the defaults of this section.',
+        choices=('warm', 'paper'),
+        section='The FAME block',
+    )
+    num_experts: int = _field(
+        8, 'N, experts in each head; 1 is FAME without MoE.', low=1, high=4096
+    )
+    attention_residual: str = _field(
+        'norm',
+        'norm: x + f, LayerNorm, split in heads, as in the backbone; slice: head h adds slice h of '
+        'x; none: f alone (eqs. 7, 17).',
+        choices=('norm', 'slice', 'none'),
+    )
+    output_projection: str = _field(
+        'drop',
+        "W_O after the heads: drop (as eqs. 15-17), or keep the backbone's, which mixes heads.",
+        choices=('drop', 'keep'),
+    )
+    expert_init: str = _field(
+        'upcycle',
+        'Experts start as the pre-trained W_Q plus noise, or random.',
+        choices=('upcycle', 'random'),
+    )
+    expert_noise: float = _field(0.02, 'Deviation of that noise.', low=0, high=10)
+    facet_init: str = _field(
+        'slices',
+        'W_f starts as the selector of slice h of the item, or random.',
+        choices=('slices', 'random'),
+    )
+    facet_learned: bool = _field(True, 'W_f is trained (eq. 9); false: it stays as it starts.')
+    gate_scale: str = _field(
+        'heads',
+        'Gate weights are multiplied by H, so that equal gates leave the slices as they are, or 1.',
+        choices=('heads', 'one'),
+    )
+    ffn_shared: bool = _field(True, "One FFN' for all heads (4.2.3), or one each (4.4.2).")
+
+    loss: str = _field(
+        'ce',
+        'ce: softmax over the catalogue (eq. 18); bce: one uniform negative or more; sampled: '
+        'softmax over the target and uniform negatives.',
+        choices=('ce', 'bce', 'sampled'),
+        section='Loss',
+    )
+    num_negatives: int = _field(
+        1, 'bce: per position; sampled: per step, shared by its positions.', low=1, high=10_000_000
+    )
+    chunk_tokens: int = _field(0, 'ce: tokens at a time; 0: all of a step.', low=0)
+    chunk_items: int = _field(0, 'ce: items at a time; 0: all of them.', low=0)
+    loss_positions: str = _field(
+        'all', 'Positions that are trained, of each history.', choices=('all', 'last')
+    )
+
+    packed: bool = _field(
+        True, 'Several histories to a row; false: one, padded to max_length.', section='Training'
+    )
+    row_length: int = _field(64, 'Positions (L) in a packed row.', low=1, high=1_000_000)
+    rows_per_step: int = _field(8, 'Rows (B) in a step.', low=1, high=1_000_000)
+    pretrain_epochs: int = _field(60, 'Most epochs of the backbone.', low=0, high=1_000_000)
+    finetune_epochs: int = _field(60, 'Most epochs of FAME.', low=0, high=1_000_000)
+    patience: int = _field(
+        5, 'Epochs without a better validation NDCG@20 before a stage ends.', low=1
+    )
+    finetune_from: str = _field(
+        'pretrain',
+        'Start of FAME: the pre-trained backbone through surgery, or scratch.',
+        choices=('pretrain', 'scratch'),
+    )
+    learning_rate: float = _field(1e-3, 'Adam, pre-training.', low=0, high=10)
+    finetune_learning_rate: float = _field(1e-3, 'Adam, fine-tuning.', low=0, high=10)
+    adam_b2: float = _field(0.999, "Adam's second decay.", low=0, high=0.999999)
+    weight_decay: float = _field(0.0, 'Decoupled weight decay.', low=0, high=10)
+    dtype: str = _field(
+        'float32',
+        'Of activations; parameters, softmax and losses stay float32.',
+        choices=('float32', 'bfloat16'),
+    )
+    random_bits: str = _field(
+        'rbg',
+        'Generator of dropout and negatives: rbg is faster, threefry the same on any device.',
+        choices=('rbg', 'threefry'),
+    )
+    checkpoint_every: int = _field(
+        0, 'Steps between checkpoints inside an epoch; 0: at its end alone.', low=0, runtime=True
+    )
+
+    eval_users: int = _field(
+        1024, 'Users ranked at a time.', low=1, high=1_000_000, runtime=True, section='Judging'
+    )
+
+    progress: str = _field(
+        'auto',
+        'bar, lines (one an epoch), none; auto: a bar on a terminal, lines elsewhere.',
+        choices=('auto', 'bar', 'lines', 'none'),
+        runtime=True,
+        section='Screen and machine',
+    )
+    compilation_cache: str = _field(
+        '', "Folder of XLA's persistent compilation cache; empty: none.", runtime=True
+    )
+
+
+# The paper's FAME block read literally, section 4.4.2: what is not named as kept is new and random.
+PAPER_READING = {
+    'attention_residual': 'none',
+    'output_projection': 'drop',
+    'expert_init': 'random',
+    'facet_init': 'random',
+    'gate_scale': 'one',
+}
+
+
+def fields() -> dict[str, dataclasses.Field]:
+    """The fields of Config by name, in their order."""
+    return {field.name: field for field in dataclasses.fields(Config)}
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """Reads the command line, over the flags of the run that its workdir already holds.
+
+    A value is taken from the command line (or a flag file it names), else from the workdir's
+    flags.cfg, else from --reading, else from the field's default.
+
+    Args:
+      argv: arguments without the program's name.
+
+    Raises:
+      UserError: on an unknown flag, a value out of range, or flags of another run.
+    """
+    given = _given(argv, 'the command line')
+    stored = {}
+    if given.get('workdir') and (Path(given['workdir']) / 'flags.cfg').is_file():
+        stored = _read_stored(Path(given['workdir']) / 'flags.cfg')
+        _refuse_other_run(given, stored)
+    reading = given.get('reading', stored.get('reading'))
+    preset = PAPER_READING if reading == 'paper' else {}
+    config = Config(**{**preset, **stored, **given})
+    if not config.workdir:
+        name = f'{Path(config.dataset).name.split(".")[0]}_{config.model}'
+        return parse([*argv, f'--workdir={Path("runs") / name}'])
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Refuses values that cannot be run.
+
+    Raises:
+      UserError: names the flag, its value and what would do.
+    """
+    for name, field in fields().items():
+        _check_value(name, getattr(config, name), field.metadata)
+    if not config.stages:
+        raise UserError(f'--stages names no stage; give one or more of {", ".join(STAGES)}')
+    if config.width % config.num_heads:
+        raise UserError(
+            f'--width={config.width} does not divide into --num_heads={config.num_heads} heads; '
+            'make the width a multiple of the heads'
+        )
+    if config.packed and config.row_length < config.max_length:
+        raise UserError(
+            f'--row_length={config.row_length} is shorter than a history of --max_length='
+            f'{config.max_length}; raise the one or lower the other'
+        )
+    if config.model != 'fame' and 'finetune' in config.stages:
+        raise UserError(
+            f'--model={config.model} has nothing to fine-tune; use '
+            '--stages=prepare,pretrain,evaluate'
+        )
+    if config.model == 'fame' and 'pretrain' in config.stages and config.finetune_from == 'scratch':
+        raise UserError(
+            '--finetune_from=scratch uses no backbone; use --stages=prepare,finetune,evaluate'
+        )
+    if config.expert_init == 'upcycle' and config.num_experts > 1 and config.expert_noise == 0:
+        raise UserError(
+            '--expert_noise=0 makes all experts of a head the same for ever; '
+            'give it a small value such as 0.02'
+        )
+
+
+def differences(config: Config, stored: Config) -> list[str]:
+    """Fields, by name and both values, in which two runs are not the same run."""
+    return [
+        f'--{name}={_text(getattr(config, name))} (there: {_text(getattr(stored, name))})'
+        for name, field in fields().items()
+        if not field.metadata.get('runtime') and getattr(config, name) != getattr(stored, name)
+    ]
+
+
+def read(path: Path) -> Config:
+    """The Config that `write` left in a run's flags.cfg.
+
+    Raises:
+      UserError: when the file cannot be read or holds what no flag is called.
+    """
+    return Config(**_read_stored(path))
+
+
+def text(config: Config) -> str:
+    """A flag file that repeats the run, one flag a line."""
+    lines = []
+    for name, field in fields().items():
+        if 'section' in field.metadata:
+            lines += ['', f'# {field.metadata["section"]}']
+        lines.append(f'--{name}={_text(getattr(config, name))}')
+    return '\n'.join(lines[1:]) + '\n'
+
+
+def help_text() -> str:
+    """What --help prints: each flag with its default, its choices and one sentence."""
+    lines = [
+        'usage: python -m fame_jax.main --flagfile=experiments/toys.cfg [--flag=value ...]',
+        'Later flags win; a workdir remembers the flags of its run.',
+    ]
+    for name, field in fields().items():
+        about = field.metadata
+        if 'section' in about:
+            lines += ['', f'{about["section"]}:']
+        choices = f' ({"|".join(about["choices"])})' if about.get('choices') else ''
+        lines += [f'  --{name}={_text(field.default)}{choices}', f'      {about["help"]}']
+    return '\n'.join(lines)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ','.join(value) if isinstance(value, tuple) else str(value)
+
+
+def _given(arguments: Sequence[str], where: str) -> dict[str, Any]:
+    """The values of the flags that `arguments` name."""
+    values = flags.FlagValues()
+    # absl keeps these two on its global flags only, and a flag file may include another.
+    flags.DEFINE_string('flagfile', '', 'Flags from a file.', flag_values=values)
+    flags.DEFINE_string('undefok', '', 'Not used.', flag_values=values)
+    define = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        tuple: flags.DEFINE_list,
+        str: flags.DEFINE_string,
+    }
+    for name, field in fields().items():
+        kind = type(field.default)
+        define[kind](name, None, field.metadata['help'], flag_values=values)
+    try:
+        rest = values(['fame_jax', *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        close = difflib.get_close_matches(error.flagname, fields(), n=1)
+        hint = f'did you mean --{close[0]}?' if close else '--help lists them'
+        raise UserError(f'{where}: there is no flag --{error.flagname}; {hint}') from error
+    except flags.Error as error:
+        raise UserError(
+            f'{where}: {" ".join(str(error).split())}; --help lists the flags'
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f'{where}: a flag file is not text in UTF-8: {error.reason}') from error
+    except OSError as error:
+        raise UserError(
+            f'{where}: cannot read the flag file {error.filename}: {error.strerror}'
+        ) from error
+    if rest:
+        raise UserError(f'{where}: "{rest[0]}" is not a flag; flags look like --seed=1')
+    return {
+        name: type(field.default)(values[name].value)
+        for name, field in fields().items()
+        if values[name].present
+    }
+
+
+def _read_stored(path: Path) -> dict[str, Any]:
+    with explain_os_errors(f'reading {path}'):
+        try:
+            lines = path.read_text(encoding='utf-8').splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f'{path} is not text in UTF-8; it should hold flags') from error
+    arguments = [line for line in lines if line.strip() and not line.startswith('#')]
+    return _given(arguments, str(path))
+
+
+def _refuse_other_run(given: dict[str, Any], stored: dict[str, Any]) -> None:
+    merged = Config(**{**stored, **given})
+    differ = differences(merged, Config(**stored))
+    if differ:
+        raise UserError(
+            f'{given["workdir"]} holds another run: {", ".join(differ)}; '
+            'choose another --workdir, or leave those flags out'
+        )
+
+
+def _check_value(name: str, value: Any, about: Any) -> None:
+    choices = about.get('choices')
+    for one in value if isinstance(value, tuple) else (value,):
+        if choices and one not in choices:
+            close = difflib.get_close_matches(str(one), choices, n=1)
+            hint = f'did you mean {close[0]}?' if close else f'choose from {", ".join(choices)}'
+            raise UserError(f'--{name}={one}: there is no such value; {hint}')
+    low, high = about.get('low'), about.get('high')
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        most = f' and at most {high}' if high is not None else ''
+        raise UserError(f'--{name}={value} is out of range; it must be at least {low}{most}')

@@ -1,0 +1,85 @@
+"""What a model is trained on: the loss over a batch that the loop differentiates."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fame_jax import losses
+from fame_jax.batch import Batch
+
+Array = jax.Array
+
+
+def next_item(
+    module: nn.Module,
+    params: dict,
+    batch: Batch,
+    key: Array,
+    *,
+    loss: str,
+    num_negatives: int,
+    chunk_tokens: int,
+    chunk_items: int,
+) -> tuple[Array, Array]:
+    """The loss of predicting the next item at every position with a weight.
+
+    Args:
+      module: a model with `query_and_items`.
+      params: its parameters.
+      batch: fields [B, L].
+      key: consumed, for dropout and negatives.
+      loss: 'ce' (eq. 18), 'bce' or 'sampled'.
+      num_negatives: for 'bce' per position, for 'sampled' per step.
+      chunk_tokens: for 'ce', tokens at a time; 0: all.
+      chunk_items: for 'ce', items at a time; 0: all.
+
+    Returns:
+      The weighted sum over positions and the sum of weights, float32 scalars.
+    """
+    dropout_key, negative_key = jax.random.split(key)
+    query_BLD, item_VD = module.apply(
+        {'params': params},
+        batch.tokens_BL,
+        batch.positions_BL,
+        batch.segments_BL,
+        train=True,
+        rngs={'dropout': dropout_key},
+        method='query_and_items',
+    )
+    query_TD = query_BLD.reshape(-1, query_BLD.shape[-1])
+    target_T, weight_T = batch.targets_BL.reshape(-1), batch.weights_BL.reshape(-1)
+    num_items = item_VD.shape[0] - 1
+    if loss == 'ce' and not chunk_tokens and not chunk_items:
+        return losses.cross_entropy(query_TD, item_VD, target_T, weight_T)
+    if loss == 'ce':
+        return losses.chunked_cross_entropy(
+            query_TD,
+            item_VD,
+            target_T,
+            weight_T,
+            chunk_tokens=chunk_tokens,
+            chunk_items=chunk_items,
+        )
+    if loss == 'sampled':
+        negative_R = losses.draw_negatives(negative_key, (num_negatives,), num_items)
+        return losses.sampled_cross_entropy(query_TD, item_VD, target_T, negative_R, weight_T)
+    shape_BLR = (*batch.tokens_BL.shape, num_negatives)
+    negative_BLR = losses.draw_negatives(negative_key, shape_BLR, num_items)
+    valid_TR = ~in_history(batch, negative_BLR).reshape(-1, num_negatives)
+    negative_TR = negative_BLR.reshape(-1, num_negatives)
+    return losses.binary_cross_entropy(
+        query_TD, item_VD, target_T, negative_TR, weight_T, valid_TR.astype(jnp.float32)
+    )
+
+
+def in_history(batch: Batch, item_BLR: Array) -> Array:
+    """Whether items drawn for a position are anywhere in that position's history; bool [B, L, R].
+
+    SASRec draws its negatives outside the whole training history, the target included.
+    """
+    same_BLS = batch.segments_BL[:, :, None] == batch.segments_BL[:, None, :]
+    found_BLR = jnp.zeros(item_BLR.shape, bool)
+    for known_BL in (batch.tokens_BL, batch.targets_BL):
+        equal_BLSR = known_BL[:, None, :, None] == item_BLR[:, :, None, :]
+        found_BLR |= jnp.any(equal_BLSR & same_BLS[..., None], axis=2)
+    return found_BLR

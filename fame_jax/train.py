@@ -1,0 +1,294 @@
+"""The jitted step and the one loop, for every model and stage."""
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fame_jax.batch import Batch
+from fame_jax.checkpoint import Checkpoints
+from fame_jax.errors import UserError
+from fame_jax.records import Metrics
+from fame_jax.screen import Screen, duration
+
+Array = jax.Array
+Tree = Any
+
+SELECT_ON = 'ndcg@20'  # of validation, masked, over all users
+
+
+class State(NamedTuple):
+    """What a step turns into its successor; donated to it."""
+
+    step: Array  # int32 []
+    params: Tree
+    optimizer: Tree
+
+
+class Epoch(NamedTuple):
+    """One epoch's batches: an iterator with get_state and set_state, and its extent."""
+
+    batches: Iterator[Batch]
+    num_steps: int
+    num_histories: int
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a stage stands: what a checkpoint holds beside arrays; JSON."""
+
+    epoch: int = 0
+    step: int = 0
+    data: dict | None = None  # Grain's state inside the epoch
+    loss_sum: float = 0.0  # of the epoch so far
+    loss_count: float = 0.0
+    best_value: float = -1.0
+    best_epoch: int = 0
+    stale: int = 0  # epochs since the best
+    seconds: float = 0.0  # of training and validation, over all attempts
+    finished: bool = False
+    data_sha256: str = ''
+    key: list[int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """When a stage ends, and how often it is saved."""
+
+    epochs: int
+    patience: int
+    checkpoint_every: int  # steps; 0: at an epoch's end alone
+
+
+class Interrupted(Exception):
+    """A signal came; the state is saved."""
+
+    def __init__(self, number: int, stage: str, step: int):
+        super().__init__(f'{signal.Signals(number).name} in {stage}: saved at step {step}')
+        self.number = number
+
+
+def make_optimizer(
+    learning_rate: float, b2: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Adam, with decoupled weight decay if there is any."""
+    if weight_decay:
+        return optax.adamw(learning_rate, b2=b2, weight_decay=weight_decay)
+    return optax.adam(learning_rate, b2=b2)
+
+
+def make_step(
+    objective: Callable[..., tuple[Array, Array]], optimizer: optax.GradientTransformation
+) -> Callable[[State, Batch, Array], tuple[State, tuple[Array, Array]]]:
+    """The jitted step (state, batch, key) -> (state, (loss sum, weight sum)).
+
+    Args:
+      objective: (params, batch, key) -> (sum, count); the step descends on their quotient.
+      optimizer: an optax transformation.
+
+    The step folds its number into the key, so a resumed run draws what an uninterrupted one does.
+    """
+
+    def step(state: State, batch: Batch, key: Array) -> tuple[State, tuple[Array, Array]]:
+        step_key = jax.random.fold_in(key, state.step)
+
+        def mean_loss(params: Tree) -> tuple[Array, tuple[Array, Array]]:
+            total, count = objective(params, batch, step_key)
+            return total / jnp.maximum(count, 1), (total, count)
+
+        grads, sums = jax.grad(mean_loss, has_aux=True)(state.params)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(state.step + 1, params, optimizer_state), sums
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def fit(
+    *,
+    stage: str,
+    params: Tree,
+    optimizer: optax.GradientTransformation,
+    step: Callable[[State, Batch, Array], tuple[State, tuple[Array, Array]]],
+    key: Array,
+    epoch_of: Callable[[int], Epoch],
+    validate: Callable[[Tree], dict[str, float]],
+    limits: Limits,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    screen: Screen,
+    scalars: Callable[[str, int, dict[str, float]], None],
+    data_sha256: str,
+) -> tuple[Tree, Progress]:
+    """Trains one stage to its end, from its checkpoint if there is one.
+
+    Returns:
+      The parameters of the best epoch by validation NDCG@20, and the stage's progress.
+
+    Raises:
+      Interrupted: after SIGTERM or SIGINT; everything is saved.
+      UserError: when the loss is no number, or the checkpoint is of other data.
+    """
+    # 1. Start: from the stage's own checkpoint, or from the parameters given.
+    state = State(jnp.int32(0), params, optimizer.init(params))
+    progress = Progress(**checkpoints.progress())
+    if checkpoints.last_step() is not None:
+        if progress.data_sha256 != data_sha256:
+            raise UserError(
+                f"{checkpoints.folder} was trained on other data than the workdir's dataset/; "
+                'choose another --workdir'
+            )
+        found = checkpoints.restore(params=state.params, optimizer=state.optimizer, best=params)
+        state = State(jnp.int32(progress.step), found['params'], found['optimizer'])
+        best = found['best']
+        key = jax.random.wrap_key_data(
+            jnp.asarray(progress.key, jnp.uint32), impl=jax.random.key_impl(key)
+        )
+        if not progress.finished:
+            screen.say(f'{stage}: goes on at epoch {progress.epoch + 1}, step {progress.step}')
+        metrics.keep(lambda line: line.get('stage') != stage or line['epoch'] <= progress.epoch)
+    else:
+        best = copy(params)
+        progress.data_sha256 = data_sha256
+        progress.key = np.asarray(jax.random.key_data(key)).tolist()
+        metrics.keep(lambda line: line.get('stage') != stage)
+        values = validate(params)
+        progress.best_value = values[SELECT_ON]
+        metrics.append(stage=stage, step=0, epoch=0, split='validation', **values)
+        screen.say(f'{stage}: before the first step, validation {tell(values)}')
+        progress.finished = limits.epochs == 0
+
+    def save() -> None:
+        checkpoints.save(
+            progress.step, state.params, state.optimizer, best, dataclasses.asdict(progress)
+        )
+
+    if checkpoints.last_step() is None:
+        save()
+
+    # 2. Epochs.
+    with listening() as heard:
+        while not progress.finished:
+            data = epoch_of(progress.epoch)
+            if progress.data is not None:
+                data.batches.set_state(progress.data)
+            done = progress.data['next_index'] if progress.data else 0
+            screen.begin(stage, progress.epoch, limits.epochs, data.num_steps, done)
+            began, start = time.monotonic(), done
+            pending = None
+            for batch in data.batches:
+                state, sums = step(state, batch, key)
+                progress.step += 1
+                done += 1
+                # The device works on this step while the sums of the one before are read.
+                add_loss(progress, pending, stage)
+                pending = sums
+                speed = (done - start) / (time.monotonic() - began)
+                screen.step(**bar_values(progress, speed, data, limits, done))
+                due = limits.checkpoint_every and done % limits.checkpoint_every == 0
+                if heard or due:
+                    add_loss(progress, pending, stage)
+                    pending = None
+                    progress.data = data.batches.get_state()
+                    progress.seconds += time.monotonic() - began
+                    save()
+                    progress.seconds -= time.monotonic() - began
+                    if heard:
+                        screen.close()
+                        raise Interrupted(heard[0], stage, progress.step)
+            add_loss(progress, pending, stage)
+            seconds = time.monotonic() - began
+
+            # 3. Judge, keep the best, and save.
+            values = validate(state.params)
+            progress.epoch += 1
+            progress.stale += 1
+            if values[SELECT_ON] > progress.best_value:
+                progress.best_value, progress.best_epoch = values[SELECT_ON], progress.epoch
+                progress.stale = 0
+                best = copy(state.params)
+            loss = progress.loss_sum / max(progress.loss_count, 1)
+            rate = data.num_histories * (done - start) / data.num_steps / seconds
+            at = {'stage': stage, 'step': progress.step, 'epoch': progress.epoch}
+            metrics.append(
+                **at, split='train', loss=loss, seconds=seconds, histories_per_second=rate
+            )
+            metrics.append(**at, split='validation', **values)
+            scalars(stage, progress.step, {'train/loss': loss, 'train/histories_per_second': rate})
+            scalars(stage, progress.step, {f'validation/{k}': v for k, v in values.items()})
+            progress.seconds += time.monotonic() - began
+            progress.data, progress.loss_sum, progress.loss_count = None, 0.0, 0.0
+            progress.finished = progress.stale >= limits.patience or progress.epoch >= limits.epochs
+            save()
+            star = ' *' if progress.stale == 0 else ''
+            screen.end(
+                f'{stage} {progress.epoch}/{limits.epochs}: loss {loss:.4f}, validation '
+                f'{tell(values)}{star}, {rate:,.0f} histories/s, {duration(seconds)}'
+            )
+            if heard and not progress.finished:
+                raise Interrupted(heard[0], stage, progress.step)
+    return best, progress
+
+
+def add_loss(progress: Progress, sums: tuple[Array, Array] | None, stage: str) -> None:
+    """Adds a step's sums to the epoch's, and stops on a loss that is no number."""
+    if sums is None:
+        return
+    total, count = float(sums[0]), float(sums[1])
+    if not np.isfinite(total):
+        raise UserError(
+            f'{stage}: the loss is {total} at or before step {progress.step}; '
+            'lower the learning rate and run in another --workdir'
+        )
+    progress.loss_sum += total
+    progress.loss_count += count
+
+
+def bar_values(
+    progress: Progress, steps_per_second: float, data: Epoch, limits: Limits, done: int
+) -> dict[str, str]:
+    """What stands behind the bar: loss, best validation, speed, and the longest it can take."""
+    rate = steps_per_second * data.num_histories / max(data.num_steps, 1)
+    left = (limits.epochs - progress.epoch) * data.num_steps - done
+    return {
+        'loss': f'{progress.loss_sum / max(progress.loss_count, 1):.3f}',
+        'best': f'{progress.best_value:.4f}',
+        'histories/s': f'{rate:,.0f}',
+        'at most': duration(left / steps_per_second),
+    }
+
+
+def tell(values: dict[str, float]) -> str:
+    """Validation in one phrase."""
+    return f'NDCG@20 {values["ndcg@20"]:.4f} HR@10 {values["hr@10"]:.4f}'
+
+
+def copy(tree: Tree) -> Tree:
+    """Arrays of their own, which the donation of the originals leaves alone."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT in a list instead of dying of them; a second one kills."""
+    heard: list[int] = []
+
+    def hear(number: int, frame: Any) -> None:
+        heard.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread: nobody sends us signals
+        before = {n: signal.signal(n, hear) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
