@@ -22,8 +22,8 @@ import orbax.checkpoint as ocp
 
 from fame_jax.errors import UserError, explain_os_errors
 
-# Orbax tells each step of its work; what fails is raised all the same.
-logging.getLogger('absl').setLevel(logging.ERROR)
+# Orbax tells each step of its work, and each failure with a traceback; what fails is raised too.
+logging.getLogger('absl').setLevel(logging.CRITICAL)
 
 Tree = Any
 
@@ -111,7 +111,8 @@ def _explain(doing: str, advice: str = '') -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        what = ' '.join(str(error).split())[:300]
-        full = 'No space left' in what or 'ENOSPC' in what or 'quota exceeded' in what
-        advice = 'free some space there and run the same command again' if full else advice
-        raise UserError(f'{doing}: {what}' + (f'; {advice}' if advice else '')) from error
+        what = ' '.join(str(error).split())
+        if any(sign in what for sign in ('No space left', 'ENOSPC', 'quota exceeded')):
+            what = 'No space left on device'
+            advice = 'free some space there and run the same command again'
+        raise UserError(f'{doing}: {what[:300]}' + (f'; {advice}' if advice else '')) from error

@@ -32,7 +32,9 @@ class Config:
     workdir: str = _field(
         '', 'Folder of everything the run leaves behind; empty: runs/DATASET_MODEL.', runtime=True
     )
-    seed: int = _field(0, 'Seed of initialisation, order, dropout and negatives.', low=0)
+    seed: int = _field(
+        0, 'Seed of initialisation, order, dropout and negatives.', low=0, high=2**32 - 1
+    )
 
     dataset: str = _field(
         'synthetic',
@@ -54,6 +56,7 @@ class Config:
     synthetic_items: int = _field(1000, 'Items of the synthetic world.', low=20, high=10_000_000)
     synthetic_facets: int = _field(2, 'Planted facets (M) of the synthetic world.', low=1, high=64)
     synthetic_values: int = _field(8, 'Values of each planted facet.', low=2, high=1000)
+    synthetic_seed: int = _field(0, "Seed of the synthetic world, apart from the run's.", low=0)
     max_length: int = _field(
         50, 'Items of a history that a model sees, the latest ones.', low=1, high=100_000
     )
@@ -167,6 +170,9 @@ class Config:
         'Start of FAME: the pre-trained backbone through surgery, or scratch.',
         choices=('pretrain', 'scratch'),
     )
+    backbone_from: str = _field(
+        '', 'Folder of another run whose finished backbone is taken instead of pre-training.'
+    )
     learning_rate: float = _field(1e-3, 'Adam, pre-training.', low=0, high=10)
     finetune_learning_rate: float = _field(1e-3, 'Adam, fine-tuning.', low=0, high=10)
     adam_b2: float = _field(0.999, "Adam's second decay.", low=0, high=0.999999)
@@ -271,6 +277,11 @@ def check(config: Config) -> None:
     if config.model == 'fame' and 'pretrain' in config.stages and config.finetune_from == 'scratch':
         raise UserError(
             '--finetune_from=scratch uses no backbone; use --stages=prepare,finetune,evaluate'
+        )
+    if config.backbone_from and 'pretrain' in config.stages:
+        raise UserError(
+            f'--backbone_from={config.backbone_from} stands for pre-training; use '
+            '--stages=prepare,finetune,evaluate'
         )
     if config.expert_init == 'upcycle' and config.num_experts > 1 and config.expert_noise == 0:
         raise UserError(
@@ -392,6 +403,12 @@ def _refuse_other_run(given: dict[str, Any], stored: dict[str, Any]) -> None:
 def _check_value(name: str, value: Any, about: Any) -> None:
     choices = about.get('choices')
     for one in value if isinstance(value, tuple) else (value,):
+        # flags.cfg holds one flag a line, in UTF-8.
+        if isinstance(one, str) and one.encode(errors='ignore').decode().splitlines() not in (
+            [],
+            [one],
+        ):
+            raise UserError(f'--{name}={one!r} holds a character that a line cannot; rename it')
         if choices and one not in choices:
             close = difflib.get_close_matches(str(one), choices, n=1)
             hint = f'did you mean {close[0]}?' if close else f'choose from {", ".join(choices)}'

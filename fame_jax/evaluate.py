@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 
 Array = jax.Array
 
@@ -31,7 +32,7 @@ def rank(score_BV: Array, target_B: Array, seen_BS: Array) -> tuple[Array, Array
 
     The masked rank is the unmasked one less the seen items that stand above or beside the target,
     which is exact and spares a second pass over V. A target that is itself in the history scores
-    -inf when masked: every other item stands above or beside it.
+    -inf when masked, and then every other item stands above or beside it.
 
     Args:
       score_BV: float, by item id; column 0 is the padding's.
@@ -50,7 +51,8 @@ def rank(score_BV: Array, target_B: Array, seen_BS: Array) -> tuple[Array, Array
     seen_ahead_BS = (seen_score_BS >= target_score_B1) & (seen_BS > 0)
     masked_B = unmasked_B - jnp.sum(seen_ahead_BS, axis=1, dtype=jnp.int32)
     repeated_B = jnp.any(seen_BS == target_B[:, None], axis=1)
-    masked_B = jnp.where(repeated_B, num_items, masked_B)
+    last_B = repeated_B | (target_score_B1[:, 0] == -jnp.inf)
+    masked_B = jnp.where(last_B, num_items, masked_B)
     broken_B = jnp.any(jnp.isnan(score_BV) & (item_1V > 0), axis=1)
     return masked_B, unmasked_B, broken_B
 
@@ -127,3 +129,50 @@ def popularity(items: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarra
     """
     count_V = np.bincount(items, minlength=num_items + 1).astype(np.float32)
     return np.ones(1, np.float32), count_V[:, None]
+
+
+def neighbour_agreement(vector_VK: np.ndarray, label_VM: np.ndarray, neighbours: int) -> np.ndarray:
+    """How often an item's nearest neighbours share its label, less chance; 0 none, 1 always.
+
+    Args:
+      vector_VK: one vector an item, without the padding; neighbours are by cosine.
+      label_VM: int, each item's value on each facet.
+      neighbours: how many of them.
+
+    Returns:
+      float64 [M]: (agreement - chance) / (1 - chance), chance from the values' frequencies.
+    """
+    unit_VK = vector_VK / np.maximum(np.linalg.norm(vector_VK, axis=1, keepdims=True), 1e-12)
+    cosine_VV = unit_VK @ unit_VK.T
+    np.fill_diagonal(cosine_VV, -np.inf)
+    nearest_VS = np.argpartition(-cosine_VV, neighbours - 1, axis=1)[:, :neighbours]
+    agreement_M = np.mean(label_VM[nearest_VS] == label_VM[:, None, :], axis=(0, 1))
+    frequency = [np.bincount(label_V) / len(label_V) for label_V in label_VM.T]
+    chance_M = np.array([np.sum(share**2) for share in frequency])
+    return (agreement_M - chance_M) / np.maximum(1 - chance_M, 1e-12)
+
+
+def match_heads(item_HVK: np.ndarray, label_VM: np.ndarray, neighbours: int = 10) -> dict[str, Any]:
+    """Which head carries which facet, by the one-to-one matching of most agreement.
+
+    Args:
+      item_HVK: each head's own item vectors x_v W_f^h, without the padding.
+      label_VM: int, each item's value on each facet.
+      neighbours: of an item, whose labels are compared.
+
+    Returns:
+      'agreement', H lists of M; 'matching', pairs (head, facet); 'matched' and 'unmatched', the
+      mean agreement of the pairs that are matched and of the others. Heads that carry no facet of
+      their own have the two alike.
+    """
+    agreement_HM = np.stack([neighbour_agreement(v, label_VM, neighbours) for v in item_HVK])
+    head, facet = scipy.optimize.linear_sum_assignment(-agreement_HM)
+    chosen_HM = np.zeros(agreement_HM.shape, bool)
+    chosen_HM[head, facet] = True
+    others = agreement_HM[~chosen_HM]
+    return {
+        'agreement': agreement_HM.tolist(),
+        'matching': [[int(h), int(m)] for h, m in zip(head, facet)],
+        'matched': float(agreement_HM[chosen_HM].mean()),
+        'unmatched': float(others.mean()) if others.size else None,
+    }

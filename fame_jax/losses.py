@@ -155,6 +155,7 @@ def sampled_cross_entropy(
     else:
         score_TR = _rowwise(query_TD, item_VD[negative_TR])
     if log_q_V is not None:
+        log_q_V = jnp.asarray(log_q_V)
         positive_T = positive_T - log_q_V[target_T]
         score_TR = score_TR - log_q_V[negative_TR]
     valid_TR = negative_TR != target_T[:, None]

@@ -60,7 +60,7 @@ class Screen:
 
 def duration(seconds: float) -> str:
     """Seconds as 4.2 s, 3 min 05 s or 2 h 07 min."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f'{seconds:.1f} s'
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

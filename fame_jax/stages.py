@@ -107,8 +107,8 @@ def prepare(run: Run) -> None:
         run.screen.say(f'prepare: {folder} is there')
         return
     began = time.monotonic()
-    names = [field for field in config_lib.fields() if field in PREPARE_OPTIONS]
-    data = prepare_data(run.config.dataset, **{name: getattr(run.config, name) for name in names})
+    options = {name: getattr(run.config, name) for name in PREPARE_OPTIONS}
+    data = prepare_data(run.config.dataset, seed=run.config.synthetic_seed, **options)
     sequences.save(data, folder)
     run.screen.say(f'prepare: {sequences.describe(data)}')
     run.screen.say(f'prepare: {duration(time.monotonic() - began)}, in {folder}')
@@ -126,7 +126,6 @@ PREPARE_OPTIONS = (
     'synthetic_items',
     'synthetic_facets',
     'synthetic_values',
-    'seed',
 )
 
 
@@ -186,11 +185,22 @@ def _key(config: Config, stage: str) -> Array:
 def _operate(run: Run, fresh: Tree, key: Array) -> Tree:
     """The pre-trained backbone as FAME."""
     backbone = run.module('pretrain')
-    with run.checkpoints('pretrain') as checkpoints:
-        if not checkpoints.progress().get('finished'):
+    source = Path(run.config.backbone_from or run.folder) / 'checkpoints' / 'pretrain'
+    if not source.is_dir():
+        raise UserError(
+            f'{source} is not there: no backbone to fine-tune; add pretrain to --stages, or '
+            'fine-tune with --finetune_from=scratch'
+        )
+    with Checkpoints(source) as checkpoints:
+        progress = checkpoints.progress()
+        if not progress.get('finished'):
             raise UserError(
-                f'{checkpoints.folder} holds no finished backbone; add pretrain to --stages, or '
-                'fine-tune with --finetune_from=scratch'
+                f'{source} holds no finished backbone; run its pretrain stage to its end'
+            )
+        if progress['data_sha256'] != run.data.card['fingerprint']:
+            raise UserError(
+                f'{source} was trained on other data than {run.folder / "dataset"}; take a '
+                'backbone of the same data set'
             )
         like = jax.eval_shape(functools.partial(initial, backbone), jax.random.key(0))
         pretrained = checkpoints.restore(best=like)['best']
@@ -228,7 +238,7 @@ def epochs_of(run: Run) -> Callable[[int], train.Epoch]:
     return epoch_of
 
 
-def _ranker(run: Run, module: Any) -> Callable[[Tree, str], judge.Ranks]:
+def ranker(run: Run, module: Any) -> Callable[[Tree, str], judge.Ranks]:
     """(params, split) -> ranks of all users."""
 
     def encode(params: Tree, tokens_BL: Array, positions_BL: Array, segments_BL: Array) -> Array:
@@ -247,7 +257,7 @@ def _ranker(run: Run, module: Any) -> Callable[[Tree, str], judge.Ranks]:
 
 
 def _validation(run: Run, module: Any) -> Callable[[Tree], dict[str, float]]:
-    ranks = _ranker(run, module)
+    ranks = ranker(run, module)
 
     def validate(params: Tree) -> dict[str, float]:
         return judge.metrics(ranks(params, 'validation').masked)
@@ -289,10 +299,13 @@ def evaluate(run: Run) -> None:
             params = checkpoints.restore(best=like)['best']
         began = time.monotonic()
         results[stage] = {'model': label(config, stage)}
+        rank = ranker(run, module)
         for split in ('validation', 'test'):
-            found = _ranker(run, module)(params, split)
+            found = rank(params, split)
             results[stage][split] = {p: judge.metrics(getattr(found, p)) for p in judge.PROTOCOLS}
             ranks |= {f'{stage}/{split}/{p}': getattr(found, p) for p in judge.PROTOCOLS}
+        if stage == 'finetune' and run.data.item_facets is not None:
+            results[stage]['facets'] = _facets(run, module, params)
         stages[stage] = {
             'best_epoch': progress['best_epoch'],
             'epochs': progress['epoch'],
@@ -315,6 +328,18 @@ def evaluate(run: Run) -> None:
     print(f'\nEverything of this run is in {run.folder}; results.json holds the protocol card.')
 
 
+def _facets(run: Run, module: Any, params: Tree) -> dict[str, Any]:
+    """How far FAME's heads recover the facets that are known."""
+    item_VD = module.apply({'params': params}, method='item_vectors')
+    facet_HDK = params['facet_block']['facet']
+    item_HVK = jnp.einsum('VD,HDK->HVK', item_VD[1:], facet_HDK)
+    found = judge.match_heads(np.asarray(item_HVK, np.float32), run.data.item_facets[1:])
+    whole = judge.neighbour_agreement(
+        np.asarray(item_VD[1:], np.float32), run.data.item_facets[1:], 10
+    )
+    return found | {'whole_vector': whole.tolist()}
+
+
 def _popularity(run: Run, ranks: dict[str, np.ndarray]) -> dict[str, Any]:
     items, _ = sequences.split_training(run.data)
     query_D, item_VD = judge.popularity(items, run.data.num_items)
@@ -334,7 +359,7 @@ def _everyone_alike(query_D: Array, tokens_BL: Array, *_: Array) -> Array:
 
 def label(config: Config, stage: str) -> str:
     """A model and what sets it apart, as results name it."""
-    if stage == 'pretrain':
+    if stage == 'pretrain':  # the backbone, or a model without one
         name = MODELS[config.model].backbone or config.model
         return {'sasrec': 'SASRec'}.get(name, name)
     parts = [f'H {config.num_heads}', f'N {config.num_experts}']

@@ -138,7 +138,7 @@ def fit(
     """
     # 1. Start: from the stage's own checkpoint, or from the parameters given.
     state = State(jnp.int32(0), params, optimizer.init(params))
-    progress = Progress(**checkpoints.progress())
+    progress = read_progress(checkpoints)
     if checkpoints.last_step() is not None:
         if progress.data_sha256 != data_sha256:
             raise UserError(
@@ -235,6 +235,21 @@ def fit(
             if heard and not progress.finished:
                 raise Interrupted(heard[0], stage, progress.step)
     return best, progress
+
+
+def read_progress(checkpoints: Checkpoints) -> Progress:
+    """Where the newest checkpoint stands; a fresh Progress if there is none.
+
+    Raises:
+      UserError: when it was written by another version of this program.
+    """
+    found = checkpoints.progress()
+    if found and found.keys() != {field.name for field in dataclasses.fields(Progress)}:
+        raise UserError(
+            f'{checkpoints.folder} was written by another version of fame_jax; run it with that '
+            'version, or choose another --workdir'
+        )
+    return Progress(**found)
 
 
 def add_loss(progress: Progress, sums: tuple[Array, Array] | None, stage: str) -> None:

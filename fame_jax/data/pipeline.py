@@ -215,8 +215,9 @@ def held_rows(
 
 
 def _bucket(length: int) -> int:
-    """The next power of two, 8 at the least."""
-    return max(8, 1 << (int(length) - 1).bit_length()) if length else 8
+    """The next power of four, 16 at the least: each is one more shape to compile."""
+    bits = max(int(length) - 1, 0).bit_length()
+    return max(16, 1 << (bits + bits % 2))
 
 
 def _last_items(

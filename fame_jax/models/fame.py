@@ -108,7 +108,7 @@ class FacetBlock(nn.Module):
             w_HKD = self.param('output', layers.normal_init, (num_heads, head_width, width))
             bias_D = self.param('output_bias', nn.initializers.zeros, (width,))
             f_BLD = jnp.einsum('BLHK,HKD->BLD', f_BLHK, w_HKD.astype(self.dtype))
-            f_BLD += bias_D.astype(self.dtype)
+            f_BLD += bias_D[None, None].astype(self.dtype)
         if self.attention_residual != 'none':
             f_BLD = asked_BLD + drop(f_BLD)
         if self.attention_residual == 'norm':

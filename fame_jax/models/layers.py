@@ -110,7 +110,7 @@ class Attention(nn.Module):
         bias_D = self.param('output_bias', nn.initializers.zeros, (width,))
         mixed_BQHK = mixed_BQHNK[:, :, :, 0]
         out_BQD = jnp.einsum('BQHK,HKD->BQD', mixed_BQHK, w_HKD.astype(self.dtype))
-        return out_BQD + bias_D.astype(self.dtype), weight_BHNQS
+        return out_BQD + bias_D[None, None].astype(self.dtype), weight_BHNQS
 
 
 def project(module: nn.Module, name: str, shape: tuple[int, ...], equation: str, x: Array) -> Array:

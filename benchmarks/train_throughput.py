@@ -1,0 +1,231 @@
+"""Training, evaluation and input, measured in one run on one machine: a table, and JSON beside it.
+
+    python -m benchmarks.train_throughput --dataset=toys --data_dir=DATA --json=FILE
+
+Variants take turns, a few steps at a time, so that a machine that slows down slows all of them;
+medians and P10/P90 are of single steps after compilation. Work is XLA's own count; its share is of
+the rate at which this device multiplies float32 matrices, measured in the same run. Runs unchanged
+on CPU and CUDA.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fame_jax import config as config_lib
+from fame_jax import stages, train
+from fame_jax.models.build import build, build_objective, initial
+
+
+def matmul_rate(size=2048, repeats=10):
+    """Floating-point operations a second of a float32 matrix product on this device."""
+    a = jnp.ones((size, size), jnp.float32)
+    multiply = jax.jit(lambda a: a @ a)
+    multiply(a).block_until_ready()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        multiply(a).block_until_ready()
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / np.median(times)
+
+
+class Variant:
+    """One configuration of the training step, ready to be timed."""
+
+    def __init__(self, name, base, **changes):
+        self.name = name
+        model = changes.pop('model', 'fame')
+        config = config_lib.Config(**{**vars(base.config), **changes})
+        config_lib.check(config)
+        run = dataclasses.replace(base, config=config)
+        began = time.perf_counter()
+        epoch = stages.epochs_of(run)(0)
+        self.batches = list(epoch.batches)
+        self.input_seconds = time.perf_counter() - began
+        self.num_steps, self.num_histories = epoch.num_steps, epoch.num_histories
+        self.targets = sum(float(batch.weights_BL.sum()) for batch in self.batches)
+        module = build(model, config, base.data.num_items)
+        self.key = jax.random.key(0, impl='rbg' if config.random_bits == 'rbg' else None)
+        params = initial(module, self.key)
+        optimizer = train.make_optimizer(1e-3, 0.999, 0.0)
+        objective = functools.partial(build_objective(model, config), module)
+        step = train.make_step(objective, optimizer)
+        self.state = train.State(jnp.int32(0), params, optimizer.init(params))
+        began = time.perf_counter()
+        self.compiled = step.lower(self.state, self.batches[0], self.key).compile()
+        self.compile_seconds = time.perf_counter() - began
+        self.times = []
+
+    def time_steps(self, count):
+        """Times single steps, waiting for each."""
+        for _ in range(count):
+            batch = self.batches[len(self.times) % len(self.batches)]
+            began = time.perf_counter()
+            self.state, sums = self.compiled(self.state, batch, self.key)
+            jax.block_until_ready(sums)
+            self.times.append(time.perf_counter() - began)
+
+    def result(self, rate):
+        """The figures of the variant."""
+        p10, median, p90 = np.percentile(self.times[2:], [10, 50, 90])
+        cost = self.compiled.cost_analysis() or {}
+        memory = self.compiled.memory_analysis()
+        flops = float(cost.get('flops', float('nan')))
+        return {
+            'name': self.name,
+            'step_ms': {'p10': 1e3 * p10, 'median': 1e3 * median, 'p90': 1e3 * p90},
+            'steps_per_epoch': self.num_steps,
+            'targets_per_step': self.targets / self.num_steps,
+            'epoch_seconds': median * self.num_steps,
+            'steps_per_second': 1 / median,
+            'tokens_per_second': self.targets / self.num_steps / median,
+            'histories_per_second': self.num_histories / self.num_steps / median,
+            'compile_seconds': self.compile_seconds,
+            'gflop_per_step': flops / 1e9,
+            'share_of_matmul_rate': flops / median / rate,
+            'temporaries_mb': memory.temp_size_in_bytes / 1e6 if memory else None,
+            'input_share': self.input_seconds / (median * self.num_steps),
+        }
+
+
+def variants(base, quick):
+    """What is compared; padded rows hold as many targets a step as packed ones."""
+    targets = stages.epochs_of(base)(0)
+    per_history = base.data.lengths.clip(max=base.config.max_length + 2) - 3
+    mean = float(per_history[per_history > 0].mean())
+    rows = round(base.config.rows_per_step * base.config.row_length / mean)
+    padded = {'packed': False, 'rows_per_step': rows}
+    del targets
+    yield 'SASRec packed', {'model': 'sasrec'}
+    yield f'SASRec padded to {base.config.max_length}', {'model': 'sasrec', **padded}
+    yield 'SASRec packed, threefry', {'model': 'sasrec', 'random_bits': 'threefry'}
+    yield 'SASRec packed, bfloat16', {'model': 'sasrec', 'dtype': 'bfloat16'}
+    yield 'SASRec packed, 2,048 items a chunk', {'model': 'sasrec', 'chunk_items': 2048}
+    yield 'SASRec packed, 128 tokens a chunk', {'model': 'sasrec', 'chunk_tokens': 128}
+    yield 'FAME H 2 N 8 packed', {'num_experts': 8}
+    yield f'FAME H 2 N 8 padded to {base.config.max_length}', {'num_experts': 8, **padded}
+    for experts in (1, 4) if quick else (1, 2, 4, 16, 32):
+        yield f'FAME H 2 N {experts} packed', {'num_experts': experts}
+    for heads in (4,) if quick else (1, 4, 8, 16):
+        yield f'FAME H {heads} N 8 packed', {'num_experts': 8, 'num_heads': heads}
+
+
+def time_evaluation(base, model):
+    """Seconds to rank all test users in both protocols, after compilation; three times."""
+    module = build(model, base.config, base.data.num_items)
+    ranks, params = stages.ranker(base, module), initial(module, jax.random.key(0))
+    ranks(params, 'test')
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        ranks(params, 'test')
+        times.append(time.perf_counter() - began)
+    return {'median': float(np.median(times)), 'all': times}
+
+
+def machine():
+    """What the figures were measured on."""
+    device = jax.devices()[0]
+    versions = {name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax')}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return {
+        'device': device.device_kind,
+        'platform': device.platform,
+        'cores': cores,
+        'processor': _processor(),
+        'python': platform.python_version(),
+        **versions,
+        'date': time.strftime('%Y-%m-%d'),
+    }
+
+
+def _processor():
+    try:
+        with open('/proc/cpuinfo') as lines:
+            return next(line.split(':')[1].strip() for line in lines if 'model name' in line)
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def table(results):
+    """Results as Markdown, each against the first."""
+    lines = [
+        '| variant | step ms (P10 - P90) | epoch s | against first | targets/s | histories/s | '
+        'compile s | GFLOP | of matmul rate | temporaries MB | input |',
+        '|---|---|---|---|---|---|---|---|---|---|---|',
+    ]
+    for r in results:
+        step = r['step_ms']
+        lines.append(
+            f'| {r["name"]} | {step["median"]:.1f} ({step["p10"]:.1f} - {step["p90"]:.1f}) | '
+            f'{r["epoch_seconds"]:.2f} | {r["epoch_seconds"] / results[0]["epoch_seconds"]:.2f} | '
+            f'{r["tokens_per_second"]:,.0f} | {r["histories_per_second"]:,.0f} | '
+            f'{r["compile_seconds"]:.1f} | {r["gflop_per_step"]:.2f} | '
+            f'{100 * r["share_of_matmul_rate"]:.0f} % | {r["temporaries_mb"]:.0f} | '
+            f'{100 * r["input_share"]:.1f} % |'
+        )
+    return '\n'.join(lines)
+
+
+def main():
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--dataset', default='synthetic')
+    parser.add_argument('--data_dir', default='')
+    parser.add_argument('--rounds', type=int, default=8)
+    parser.add_argument('--steps', type=int, default=10, help='steps of a variant in each round')
+    parser.add_argument('--quick', action='store_true', help='fewer variants')
+    parser.add_argument('--json', default='', help='where to write the figures')
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_lib.Config(
+            dataset=arguments.dataset,
+            data_dir=arguments.data_dir,
+            workdir=folder,
+            progress='none',
+            synthetic_users=20_000,
+            synthetic_items=12_000,
+        )
+        base = stages.open_run(config)
+        stages.prepare(base)
+        rate = matmul_rate()
+        several = [
+            Variant(name, base, **changes) for name, changes in variants(base, arguments.quick)
+        ]
+        for _ in range(arguments.rounds):
+            for variant in several:
+                variant.time_steps(arguments.steps)
+        results = [variant.result(rate) for variant in several]
+        evaluation = {model: time_evaluation(base, model) for model in ('sasrec', 'fame')}
+        described = stages.sequences.describe(base.data)
+    unit = 1 if sys.platform == 'darwin' else 1024
+    about = {
+        'machine': machine(),
+        'dataset': described,
+        'matmul_gflops': rate / 1e9,
+        'evaluation_seconds': evaluation,
+        'peak_resident_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6,
+    }
+    print(json.dumps(about, indent=2))
+    print(table(results))
+    if arguments.json:
+        with open(arguments.json, 'w') as file:
+            json.dump({**about, 'variants': results}, file, indent=2)
+            file.write('\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,362 @@
+"""A checkpoint comes back bit by bit, or it is refused in one line; it is never half of one."""
+
+import gc
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fame_jax.checkpoint import Checkpoints
+from fame_jax.errors import UserError
+
+OPTIMIZER = optax.adam(1e-3)
+PROGRESS = {
+    'epoch': 2,
+    'step': 5,
+    'data': {'next_index': 3},
+    'loss_sum': 0.1 + 0.2,
+    'best_value': -1.0,
+    'finished': False,
+    'key': [0, 4294967295],
+    'data_sha256': 'é',
+}
+
+
+def a_model(seed=0, rows=7):
+    """Parameters with values that no rounding would leave alone."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return {
+        'item': jax.random.normal(keys[0], (rows, 3)),
+        'block': {
+            'w': jax.random.normal(keys[1], (3, 3)) * 1e-30,
+            'b': jnp.array([jnp.nan, -0.0, jnp.inf]),
+        },
+    }
+
+
+def a_state(seed=0, rows=7):
+    """Parameters, Adam's state after two steps, and the best parameters so far."""
+    params = a_model(seed, rows)
+    optimizer = OPTIMIZER.init(params)
+    for i in range(2):
+        grads = jax.tree.map(lambda leaf, i=i: jnp.full_like(leaf, 0.1 + i), params)
+        _, optimizer = OPTIMIZER.update(grads, optimizer)
+    return params, optimizer, a_model(seed + 1, rows)
+
+
+def like(tree):
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def assert_same_bits(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def refusal(function, *args, **kwargs):
+    """The one line that a call is refused with."""
+    with pytest.raises(UserError) as error:
+        function(*args, **kwargs)
+    message = str(error.value)
+    assert message and '\n' not in message
+    return message
+
+
+def save(folder, step, seed=0):
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(step, *a_state(seed), PROGRESS | {'step': step})
+
+
+def steps(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope='module')
+def stored(tmp_path_factory):
+    """A folder that holds one checkpoint, of step 5; to be copied, not changed."""
+    folder = tmp_path_factory.mktemp('stored') / 'pretrain'
+    save(folder, 5)
+    return folder
+
+
+@pytest.fixture
+def folder(stored, tmp_path):
+    """A folder of its own with the same checkpoint."""
+    return Path(shutil.copytree(stored, tmp_path / 'pretrain'))
+
+
+def test_everything_comes_back_bit_by_bit(folder):
+    params, optimizer, best = a_state()
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.last_step() == 5
+        assert checkpoints.progress() == PROGRESS
+        found = checkpoints.restore(params=like(params), optimizer=like(optimizer), best=like(best))
+    assert_same_bits(found['params'], params)
+    assert_same_bits(found['best'], best)
+    assert_same_bits(found['optimizer'], optimizer)
+    assert type(found['optimizer'][0]) is type(optimizer[0])
+    for leaf in jax.tree.leaves(found):
+        assert isinstance(leaf, jax.Array)
+
+
+def test_the_best_parameters_come_back_alone(folder):
+    params, _, best = a_state()
+    shapes = jax.eval_shape(lambda: params)
+    with Checkpoints(folder) as checkpoints:
+        found = checkpoints.restore(best=shapes)
+        assert list(found) == ['best']
+        assert_same_bits(found['best'], best)
+        assert_same_bits(checkpoints.restore(params=params)['params'], params)
+
+
+def test_an_empty_folder_holds_nothing(tmp_path):
+    folder = tmp_path / 'runs' / 'toys' / 'pretrain'
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.last_step() is None
+        assert checkpoints.progress() == {}
+        message = refusal(checkpoints.restore, params=a_model())
+    assert str(folder) in message and 'holds no checkpoint' in message
+
+
+def test_only_the_newest_is_kept(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (0, 3, 4, 20):
+            checkpoints.save(step, *a_state(step), {'step': step})
+            assert steps(tmp_path) == [str(step)]
+            assert checkpoints.last_step() == step
+            assert checkpoints.progress() == {'step': step}
+            found = checkpoints.restore(params=a_model())['params']
+            assert_same_bits(found, a_model(step))
+
+
+def test_a_stage_is_saved_again_at_the_same_step_or_before(folder):
+    """An epoch's end may fall on the step that was saved last."""
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(6, *a_state(1), {'step': 6})
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.progress() == {'step': 6}
+    assert steps(folder) == ['6']
+
+
+def test_a_kill_before_the_older_one_is_removed_leaves_the_newer(folder):
+    save(folder.parent / 'other', 6, seed=3)
+    shutil.move(folder.parent / 'other' / '6', folder / '6')
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.last_step() == 6
+        assert_same_bits(checkpoints.restore(params=a_model())['params'], a_model(3))
+        checkpoints.save(7, *a_state(4), {'step': 7})
+    assert steps(folder) == ['7']
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """Orbax drops the reads that it gave up; what they say as they go is no news here."""
+    monkeypatch.setattr(sys, 'unraisablehook', lambda _: None)
+    yield
+    gc.collect()
+
+
+# A kill while Orbax writes: it fills a folder of this name and renames it when it is whole.
+@pytest.mark.parametrize('suffix', ['.orbax-checkpoint-tmp', '.orbax-checkpoint-tmp-1720000000'])
+@pytest.mark.parametrize('whole', [True, False])
+def test_a_temporary_folder_is_passed_over(folder, suffix, whole):
+    temporary = folder / f'9{suffix}'
+    if whole:
+        shutil.copytree(folder / '5', temporary)
+    else:
+        (temporary / 'params.orbax-checkpoint-tmp').mkdir(parents=True)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.last_step() == 5
+        assert checkpoints.progress() == PROGRESS
+        assert_same_bits(checkpoints.restore(params=a_model(1))['params'], a_model())
+        checkpoints.save(9, *a_state(2), {'step': 9})
+    with Checkpoints(folder) as checkpoints:
+        assert_same_bits(checkpoints.restore(params=a_model())['params'], a_model(2))
+
+
+def test_a_temporary_folder_alone_is_no_checkpoint(folder):
+    (folder / '5').rename(folder / '5.orbax-checkpoint-tmp')
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.last_step() is None
+        assert checkpoints.progress() == {}
+
+
+@pytest.mark.parametrize('inside', ['', 'params'])
+def test_an_empty_step_is_refused(folder, inside):
+    (folder / '9' / inside).mkdir(parents=True)
+    with Checkpoints(folder) as checkpoints:
+        for message in (
+            refusal(checkpoints.progress),
+            refusal(checkpoints.restore, best=a_model()),
+        ):
+            assert str(folder / '9') in message and "remove the stage's folder" in message
+
+
+@pytest.mark.usefixtures('quiet')
+@pytest.mark.parametrize('harm', ['remove', 'empty', 'halve'])
+def test_a_damaged_step_is_never_read_as_good(stored, tmp_path, harm):
+    """Each file in turn; there are some that nothing depends on."""
+    params, optimizer, best = a_state()
+    expected = {'params': params, 'optimizer': optimizer, 'best': best}
+    files = [path.relative_to(stored) for path in sorted(stored.rglob('*')) if path.is_file()]
+    refused = []
+    for i, file in enumerate(files):
+        folder = Path(shutil.copytree(stored, tmp_path / str(i)))
+        content = (folder / file).read_bytes()
+        if harm == 'remove':
+            (folder / file).unlink()
+        else:
+            (folder / file).write_bytes(content[: len(content) // 2 if harm == 'halve' else 0])
+        with Checkpoints(folder) as checkpoints:
+            if checkpoints.last_step() is None:
+                continue
+            try:
+                progress = checkpoints.progress()
+                found = checkpoints.restore(**like(expected))
+            except UserError as error:
+                assert '\n' not in str(error)
+                assert str(folder / '5') in str(error) and 'damaged' in str(error)
+                refused.append(file.name if file.parts[1] == 'progress' else file.parts[1])
+                continue
+        assert progress == PROGRESS, file
+        assert_same_bits(found, expected)
+    # The arrays' data and the progress are not among those that can be spared.
+    assert {'params', 'optimizer', 'best', 'metadata'} <= set(refused)
+
+
+def other_trees():
+    params = a_model()
+    return {
+        'shape': a_model(rows=8),
+        'rank': params | {'item': jnp.zeros(21)},
+        'renamed': {'items': params['item'], 'block': params['block']},
+        'missing': {'item': params['item']},
+        'added': params | {'gate': jnp.zeros(2)},
+        'deeper': params | {'item': {'table': params['item']}},
+        'empty': {},
+        'a list': list(params.values()),
+    }
+
+
+@pytest.mark.usefixtures('quiet')
+@pytest.mark.parametrize('name', other_trees())
+def test_another_model_is_refused(folder, name):
+    with Checkpoints(folder) as checkpoints:
+        message = refusal(checkpoints.restore, params=other_trees()[name])
+        assert str(folder / '5') in message
+        assert "remove the stage's folder" in message
+        assert len(message) < 1000
+        # The checkpoint is as it was.
+        assert_same_bits(checkpoints.restore(params=a_model(1))['params'], a_model())
+
+
+def test_another_optimizer_is_refused(folder):
+    other = optax.sgd(0.1, momentum=0.9).init(a_model())
+    with Checkpoints(folder) as checkpoints:
+        assert str(folder / '5') in refusal(checkpoints.restore, optimizer=other)
+
+
+def test_an_item_that_was_never_saved_is_refused(folder):
+    with Checkpoints(folder) as checkpoints:
+        assert 'text' in refusal(checkpoints.restore, text=a_model())
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').write_text('')
+    for folder in (tmp_path / 'file', tmp_path / 'file' / 'pretrain'):
+        assert str(folder) in refusal(Checkpoints, folder)
+
+
+# A disk that is full. The program saves, is refused by the disk, and looks at what it has.
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import jax.numpy as jnp
+import numpy as np
+from fame_jax.checkpoint import Checkpoints
+from fame_jax.errors import UserError
+
+folder, limit, rows = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+
+def tree(rows):
+    return {'item': jnp.asarray(np.random.default_rng(0).normal(size=rows), jnp.float32)}
+
+with Checkpoints(folder) as checkpoints:
+    checkpoints.save(1, tree(9), tree(9), tree(9), {'step': 1})
+    if limit:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        checkpoints.save(2, tree(rows), tree(rows), tree(rows), {'step': 2})
+        print('saved')
+    except UserError as error:
+        print('refused:', error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    found = checkpoints.restore(params={'item': jnp.zeros(9)})
+    print(checkpoints.progress(), bool((found['params']['item'] == tree(9)['item']).all()))
+
+with Checkpoints(folder) as checkpoints:  # as the next command finds it
+    print(checkpoints.progress())
+    checkpoints.save(2, tree(9), tree(9), tree(9), {'step': 2})
+    print(checkpoints.progress(), sorted(path.name for path in folder.iterdir()))
+"""
+
+
+@pytest.fixture(scope='module')
+def on_a_full_disk(tmp_path_factory):
+    """What the program printed on a disk of 400 kB; its folder, and its stderr."""
+    # A path of the length that people have: the reason must be told behind it, too.
+    place = tmp_path_factory.mktemp('disk-of-a-user-with-long-folder-names')
+    script = 'mount -t tmpfs -o size=400k tmpfs "$0" && exec "$@"'
+    inside = [str(place), sys.executable, '-c', FULL, str(place / 'pretrain'), '0', '400000']
+    unshare = ['unshare', '--map-root-user', '--mount', 'sh', '-c']
+    try:
+        probe = subprocess.run([*unshare, script, str(place), 'true'], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip('no unshare here')
+    if probe.returncode:
+        pytest.skip('no small disk may be mounted here')
+    done = subprocess.run([*unshare, script, *inside], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return place / 'pretrain', done.stdout.splitlines(), done.stderr
+
+
+def check_what_is_left(lines, folder):
+    refused, before, again, after = lines
+    assert refused.startswith('refused: ') and str(folder) in refused
+    assert before == "{'step': 1} True"
+    assert again == "{'step': 1}"
+    assert after == "{'step': 2} ['2']"
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(on_a_full_disk):
+    folder, lines, _ = on_a_full_disk
+    check_what_is_left(lines, folder)
+
+
+def test_a_full_disk_is_called_one(on_a_full_disk):
+    _, lines, _ = on_a_full_disk
+    assert re.search('no space left', lines[0], re.IGNORECASE)
+    assert 'free some space there and run the same command again' in lines[0]
+
+
+def test_a_full_disk_is_told_without_a_traceback(on_a_full_disk):
+    _, _, stderr = on_a_full_disk
+    assert 'Traceback' not in stderr
+
+
+def test_a_file_that_may_not_grow_leaves_the_checkpoint_before(tmp_path):
+    folder = tmp_path / 'pretrain'
+    command = [sys.executable, '-c', FULL, str(folder), '100000', '100000']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    check_what_is_left(done.stdout.splitlines(), folder)

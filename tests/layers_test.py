@@ -1,0 +1,372 @@
+"""Attention and block against explicit float64 loops; masks and reach written out by hand.
+
+The loops below are the equations of the paper and nothing else; `sasrec_test` and `fame_test`
+build on them. Everything is compared where there is a history: padding only has to be finite.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fame_jax.models import layers
+
+# One history; one after another; two and padding; a history at the row's end, as when serving.
+ROWS = {
+    1: [[1], [1]],
+    2: [[1, 1], [1, 2], [0, 1]],
+    5: [[1, 1, 1, 1, 1], [1, 2, 2, 2, 3], [1, 1, 2, 0, 0], [0, 0, 1, 1, 1]],
+}
+
+
+# For functions that run a few times: compiling them is all that they cost.
+quick_jit = partial(
+    jax.jit,
+    compiler_options={
+        'xla_backend_optimization_level': 0,
+        'xla_llvm_disable_expensive_passes': True,
+    },
+)
+
+
+def rows(length, num_items=12, seed=0):
+    """Tokens, positions and segments [B, L] of ROWS, with random items."""
+    segments_BL = np.array(ROWS[length], np.int32)
+    positions_BL = np.zeros_like(segments_BL)
+    for b in range(len(segments_BL)):
+        for i in range(1, length):
+            if segments_BL[b, i] and segments_BL[b, i] == segments_BL[b, i - 1]:
+                positions_BL[b, i] = positions_BL[b, i - 1] + 1
+    drawn_BL = np.random.default_rng(seed).integers(1, num_items + 1, segments_BL.shape)
+    return np.where(segments_BL > 0, drawn_BL, 0).astype(np.int32), positions_BL, segments_BL
+
+
+def random_tree(shapes, seed=0, scale=0.5):
+    """Parameters so large that every term of the equations shows; LayerNorm scales about 1."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        center = 1.0 if path[-1].key == 'scale' else 0.0
+        return jnp.asarray(center + scale * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def new_key(seed):
+    """A key of the kind that compiles fast."""
+    return jax.random.key(seed, impl='rbg')
+
+
+def float64(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+def assert_close(actual, expected, bound=1e-5):
+    """Within `bound` of the largest entry, number by number."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    bound *= max(1.0, np.abs(expected).max(initial=0))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
+
+
+# The equations, a position, a head and a pair at a time.
+
+
+def softmax_loop(logits):
+    largest = max(logits)
+    powers = [math.exp(logit - largest) for logit in logits]
+    return np.array([power / sum(powers) for power in powers])
+
+
+def norm_loop(x, p):
+    """LayerNorm of one vector; a millionth under the root."""
+    mean = sum(x) / len(x)
+    variance = sum((entry - mean) ** 2 for entry in x) / len(x)
+    return (x - mean) / math.sqrt(variance + 1e-6) * p['scale'] + p['bias']
+
+
+def gelu_loop(x):
+    """x times the normal distribution function, in its tanh form."""
+    inner = [math.sqrt(2 / math.pi) * (entry + 0.044715 * entry**3) for entry in x]
+    return np.array([entry / 2 * (1 + math.tanh(y)) for entry, y in zip(x, inner)])
+
+
+def relu_loop(x):
+    return np.array([max(entry, 0.0) for entry in x])
+
+
+def affine_loop(x, p, name, index):
+    """x W, plus the bias if there is one."""
+    y = x @ p[name][index]
+    return y + p[f'{name}_bias'][index] if f'{name}_bias' in p else y
+
+
+def attend_loop(x_LD, segments_L, i, query_K, p, h, scale):
+    """Position i's query in head h: its weight on each column, and the values weighted by them."""
+    length, width = x_LD.shape
+    divisor = math.sqrt({'head': len(query_K), 'model': width}[scale])
+    seen = [j for j in range(i + 1) if segments_L[j] == segments_L[i]]
+    logits = []
+    for j in seen:
+        logit = sum(query_K * affine_loop(x_LD[j], p, 'key', h)) / divisor
+        if 'distance' in p:
+            logit += p['distance'][h][min(i - j, len(p['distance'][h]) - 1)]
+        logits.append(logit)
+    weight_L = np.zeros(length)
+    weight_L[seen] = softmax_loop(logits)
+    return weight_L, sum(weight_L[j] * affine_loop(x_LD[j], p, 'value', h) for j in seen)
+
+
+def attention_loop(x_LD, segments_L, p, scale):
+    """Multi-head attention with its output projection; and the weights [H, L, L]."""
+    num_heads, length = len(p['query']), len(x_LD)
+    out_LD, weight_HLL = np.zeros(x_LD.shape), np.zeros((num_heads, length, length))
+    for i in range(length):
+        if not segments_L[i]:
+            continue
+        out_LD[i] = p['output_bias']
+        for h in range(num_heads):
+            query_K = affine_loop(x_LD[i], p, 'query', h)
+            weight_HLL[h, i], mixed_K = attend_loop(x_LD, segments_L, i, query_K, p, h, scale)
+            out_LD[i] += mixed_K @ p['output'][h]
+    return out_LD, weight_HLL
+
+
+def block_loop(x_LD, segments_L, p, scale='head', activation='gelu'):
+    """LN(x + attention), then LN(. + feed-forward)."""
+    attended_LD, weight_HLL = attention_loop(x_LD, segments_L, p['attention'], scale)
+    up, down = p['feed_forward']['up'], p['feed_forward']['down']
+    out_LD = np.zeros(x_LD.shape)
+    for i in range(len(x_LD)):
+        h_D = norm_loop(x_LD[i] + attended_LD[i], p['attention_norm'])
+        inner = {'gelu': gelu_loop, 'relu': relu_loop}[activation](h_D @ up['kernel'] + up['bias'])
+        out_LD[i] = norm_loop(h_D + inner @ down['kernel'] + down['bias'], p['feed_forward_norm'])
+    return out_LD, weight_HLL
+
+
+# The mask and the bias, by hand.
+
+
+def test_visible_of_a_packed_row():
+    mask_BQS = layers.visible(jnp.array([[1, 1, 1, 2, 2, 0], [0, 0, 1, 1, 1, 1]]))
+    packed = [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0],
+    ]
+    at_the_end = [
+        [0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0, 0],
+        [0, 0, 1, 1, 0, 0],
+        [0, 0, 1, 1, 1, 0],
+        [0, 0, 1, 1, 1, 1],
+    ]
+    np.testing.assert_array_equal(np.asarray(mask_BQS, int), [packed, at_the_end])
+
+
+@pytest.mark.parametrize('segments, grid', [([1], [[1]]), ([0], [[0]]), ([3], [[1]])])
+def test_visible_of_one_column(segments, grid):
+    assert np.asarray(layers.visible(jnp.array([segments])), int).tolist() == [grid]
+
+
+def test_distance_bias_takes_the_last_entry_past_the_end():
+    bias_HQS = layers.distance_bias(jnp.array([[5.0, 6, 7], [1, 2, 3]]), 5)
+    assert bias_HQS.shape == (2, 5, 5)
+    expected = [
+        [5, 0, 0, 0, 0],
+        [6, 5, 0, 0, 0],
+        [7, 6, 5, 0, 0],
+        [7, 7, 6, 5, 0],
+        [7, 7, 7, 6, 5],
+    ]
+    np.testing.assert_array_equal(np.tril(bias_HQS[0]), expected)
+    assert bias_HQS[1, 4].tolist() == [3, 3, 3, 2, 1]
+
+
+@pytest.mark.parametrize('scale, divisor', [('head', 4), ('model', 8)])
+def test_attention_scale(scale, divisor):
+    assert layers.attention_scale(scale, 64, 16) == 1 / divisor
+
+
+# attend, eqs. 14 and 15.
+
+
+def attend(segments_BL, drop=lambda x: x, num_heads=2, num_experts=3, width=4, dtype=np.float32):
+    """Random arguments, and what attend makes of them."""
+    rng = np.random.default_rng(1)
+    batch, length = np.shape(segments_BL)
+    query_BQHNK = rng.normal(size=(batch, length, num_heads, num_experts, width)).astype(dtype)
+    key_BSHK = rng.normal(size=(batch, length, num_heads, width)).astype(dtype)
+    value_BSHK = rng.normal(size=(batch, length, num_heads, width)).astype(dtype)
+    bias_HQS = rng.normal(size=(num_heads, length, length)).astype(np.float32)
+    mask_BQS = layers.visible(jnp.array(segments_BL))
+    arguments = query_BQHNK, key_BSHK, value_BSHK, mask_BQS, bias_HQS
+    return arguments, quick_jit(lambda *x: layers.attend(*x, 0.7, drop))(*arguments)
+
+
+def test_attend_matches_the_loop():
+    segments_BL = ROWS[5]
+    (query, key, value, _, bias), (mixed_BQHNK, weight_BHNQS) = attend(segments_BL)
+    for b, i, h, n in np.ndindex(*mixed_BQHNK.shape[:-1]):
+        if not segments_BL[b][i]:
+            continue
+        seen = [j for j in range(i + 1) if segments_BL[b][j] == segments_BL[b][i]]
+        logits = [0.7 * sum(query[b, i, h, n] * key[b, j, h]) + bias[h, i, j] for j in seen]
+        weight_S = np.zeros(5)
+        weight_S[seen] = softmax_loop(logits)
+        assert_close(weight_BHNQS[b, h, n, i], weight_S)
+        assert_close(mixed_BQHNK[b, i, h, n], sum(weight_S[j] * value[b, j, h] for j in seen))
+
+
+def test_a_row_of_padding_attends_evenly():
+    _, (mixed_BQHNK, weight_BHNQS) = attend([[0, 0, 0, 0], [1, 1, 0, 0]])
+    np.testing.assert_allclose(weight_BHNQS[0], 0.25, rtol=1e-6)
+    assert np.isfinite(mixed_BQHNK).all()
+    assert (np.asarray(weight_BHNQS[1, :, :, :2, 2:]) == 0).all()
+
+
+def test_dropout_falls_on_the_weights_that_mix_not_on_those_returned():
+    (_, _, value, _, _), (mixed_BQHNK, weight_BHNQS) = attend(
+        [[1, 1, 1]], drop=lambda w: w.at[..., 0].set(0).at[..., 1:].multiply(2)
+    )
+    np.testing.assert_allclose(np.sum(weight_BHNQS, axis=-1), 1, rtol=1e-6)
+    weight_S = np.asarray(weight_BHNQS, np.float64)[0, 1, 2, 2]
+    expected_K = 2 * weight_S[1] * value[0, 1, 1] + 2 * weight_S[2] * value[0, 2, 1]
+    assert_close(mixed_BQHNK[0, 2, 1, 2], expected_K)
+
+
+def test_attend_weighs_in_float32():
+    _, (mixed_BQHNK, weight_BHNQS) = attend([[1, 1, 1]], dtype=jnp.bfloat16)
+    assert (mixed_BQHNK.dtype, weight_BHNQS.dtype) == (jnp.bfloat16, jnp.float32)
+
+
+# The block.
+
+
+def make_block(length, seed=0, **options):
+    """A block of width 8 with random parameters, and random inputs for ROWS."""
+    default = {
+        'num_heads': 2,
+        'inner_width': 12,
+        'activation': 'gelu',
+        'dropout': 0.0,
+        'max_distance': 3,
+        'bias': True,
+        'scale': 'head',
+        'dtype': jnp.float32,
+    }
+    block = layers.Block(**default | options)
+    segments_BL = np.array(ROWS[length], np.int32)
+    x_BLD = np.random.default_rng(seed).normal(size=(*segments_BL.shape, 8)).astype(np.float32)
+    mask_BLL = layers.visible(segments_BL)
+    shapes = jax.eval_shape(
+        lambda: block.init(new_key(0), x_BLD, mask_BLL, train=False, last=False)
+    )
+    return block, random_tree(shapes, seed), x_BLD, mask_BLL, segments_BL
+
+
+BLOCKS = [
+    (1, {}),
+    (2, {'num_heads': 1, 'max_distance': 0}),
+    (5, {}),
+    (5, {'num_heads': 4, 'scale': 'model', 'activation': 'relu'}),
+    (5, {'num_heads': 8, 'bias': False, 'max_distance': 9}),
+]
+
+
+@pytest.mark.parametrize('length, options', BLOCKS)
+def test_block_matches_the_loop(length, options):
+    block, params, x_BLD, mask_BLL, segments_BL = make_block(length, **options)
+    out_BLD, parts = quick_jit(partial(block.apply, train=False, last=False))(
+        params, x_BLD, mask_BLL
+    )
+    p = float64(params['params'])
+    assert ('query_bias' in p['attention']) == block.bias
+    assert ('distance' in p['attention']) == (block.max_distance > 0)
+    for x_LD, out_LD, weight_HNLL, segments_L in zip(
+        float64(x_BLD), out_BLD, parts['attention_BHNQS'], segments_BL, strict=True
+    ):
+        expected_LD, expected_HLL = block_loop(x_LD, segments_L, p, block.scale, block.activation)
+        real = segments_L > 0
+        assert_close(out_LD[real], expected_LD[real])
+        assert_close(weight_HNLL[:, 0][:, real], expected_HLL[:, real])
+
+
+@pytest.mark.parametrize('length', [1, 5])
+def test_block_asked_for_the_last_column(length):
+    block, params, x_BLD, mask_BLL, _ = make_block(length)
+
+    @jax.jit
+    def both(p):
+        return [block.apply(p, x_BLD, mask_BLL, train=False, last=last) for last in (False, True)]
+
+    (full_BLD, full), (last_B1D, last) = both(params)
+    assert last_B1D.shape == (len(x_BLD), 1, 8)
+    assert_close(last_B1D, full_BLD[:, -1:], 1e-6)
+    assert_close(last['attention_BHNQS'], full['attention_BHNQS'][..., -1:, :], 1e-6)
+
+
+def test_block_reaches_what_is_visible_and_nothing_else():
+    block, params, x_BLD, mask_BLL, segments_BL = make_block(5)
+    direction_D = np.random.default_rng(2).normal(size=8).astype(np.float32)
+
+    def outputs(x_BLD):
+        return block.apply(params, x_BLD, mask_BLL, train=False, last=False)[0] @ direction_D
+
+    slope_BQCSD = quick_jit(jax.jacrev(outputs))(x_BLD)
+    reached_BQCS = np.abs(slope_BQCSD).max(axis=-1) > 0
+    for b, segments_L in enumerate(segments_BL):
+        for i in np.flatnonzero(segments_L):
+            expected_CS = np.zeros(segments_BL.shape, bool)
+            for j in range(i + 1):
+                expected_CS[b, j] = segments_L[j] == segments_L[i]
+            np.testing.assert_array_equal(reached_BQCS[b, i], expected_CS)
+
+
+def test_dropping_everything_leaves_two_norms_of_the_input():
+    block, params, x_BLD, mask_BLL, _ = make_block(5, dropout=1.0)
+    rngs = {'dropout': new_key(0)}
+    out_BLD, _ = quick_jit(partial(block.apply, train=True, last=False, rngs=rngs))(
+        params, x_BLD, mask_BLL
+    )
+    p = float64(params['params'])
+    first_D = norm_loop(float64(x_BLD)[0, 3], p['attention_norm'])
+    assert_close(out_BLD[0, 3], norm_loop(first_D, p['feed_forward_norm']))
+
+
+def test_dropout_falls_on_the_attention_weights():
+    attention = layers.Attention(2, 1.0, 0, True, 'head', jnp.float32)
+    _, params, x_BLD, mask_BLL, _ = make_block(2, max_distance=0)
+    own = {'params': params['params']['attention']}
+    rngs = {'dropout': new_key(0)}
+    out_BLD, _ = quick_jit(partial(attention.apply, train=True, last=False, rngs=rngs))(
+        own, x_BLD, mask_BLL
+    )
+    np.testing.assert_array_equal(out_BLD[1, 0], own['params']['output_bias'])
+
+
+def test_dropout_is_drawn_from_the_key_and_only_in_training():
+    block, params, x_BLD, mask_BLL, _ = make_block(2, dropout=0.5)
+
+    @partial(quick_jit, static_argnums=0)
+    def outputs(train, seed):
+        rngs = {'dropout': new_key(seed)}
+        return block.apply(params, x_BLD, mask_BLL, train=train, last=False, rngs=rngs)[0]
+
+    assert (outputs(True, 0) == outputs(True, 0)).all()
+    assert (outputs(True, 0) != outputs(True, 1)).any()
+    assert (outputs(False, 0) == outputs(False, 1)).all()
+
+
+def test_kernels_start_with_the_deviation_of_bert_and_biases_with_zero():
+    feed_forward = layers.FeedForward(4096, 'gelu', jnp.float32)
+    p = quick_jit(feed_forward.init)(new_key(0), jnp.ones((1, 1, 8)))['params']
+    assert abs(np.asarray(p['up']['kernel']).std() - 0.02) < 5e-4
+    assert not np.any(p['up']['bias'])
