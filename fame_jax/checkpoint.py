@@ -13,6 +13,7 @@ before. Restoring gives every array the sharding of the tree it is restored into
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ import orbax.checkpoint as ocp
 from fame_jax.errors import UserError, explain_os_errors
 
 # Orbax tells each step of its work, and each failure with a traceback; what fails is raised too.
-logging.getLogger('absl').setLevel(logging.CRITICAL)
+for name in ('absl', 'asyncio'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 Tree = Any
 
@@ -67,7 +69,7 @@ class Checkpoints:
             best=ocp.args.StandardSave(best),
             progress=ocp.args.JsonSave(progress),
         )
-        with _explain(f'saving a checkpoint in {self.folder}'):
+        with _explain(f'saving a checkpoint in {self.folder}'), _without_echoes():
             self._manager.save(step, args=items, force=True)
             self._manager.wait_until_finished()
 
@@ -116,3 +118,20 @@ def _explain(doing: str, advice: str = '') -> Iterator[None]:
             what = 'No space left on device'
             advice = 'free some space there and run the same command again'
         raise UserError(f'{doing}: {what[:300]}' + (f'; {advice}' if advice else '')) from error
+
+
+@contextlib.contextmanager
+def _without_echoes() -> Iterator[None]:
+    """Keeps the writes that were under way when one failed from telling it with a traceback each.
+
+    They report to Orbax's event loop, which the first failure has closed; the failure is raised.
+    """
+    told = sys.unraisablehook
+
+    def tell(unraisable: Any) -> None:
+        if 'Event loop is closed' not in str(unraisable.exc_value):
+            told(unraisable)
+
+    sys.unraisablehook = tell
+    yield
+    sys.unraisablehook = told  # not after a failure: the echoes come late

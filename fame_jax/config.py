@@ -183,9 +183,9 @@ class Config:
         choices=('float32', 'bfloat16'),
     )
     random_bits: str = _field(
-        'rbg',
-        'Generator of dropout and negatives: rbg is faster, threefry the same on any device.',
-        choices=('rbg', 'threefry'),
+        'threefry',
+        'Generator of dropout and negatives: threefry is alike on all devices, rbg may be faster.',
+        choices=('threefry', 'rbg'),
     )
     checkpoint_every: int = _field(
         0, 'Steps between checkpoints inside an epoch; 0: at its end alone.', low=0, runtime=True

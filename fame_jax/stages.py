@@ -144,6 +144,7 @@ def _train(run: Run, stage: str, epochs: int, learning_rate: float) -> None:
     module = run.module(stage)
     key = _key(config, stage)
     with run.checkpoints(stage) as checkpoints:
+        _refuse_other_data(run, checkpoints, checkpoints.progress())
         if checkpoints.progress().get('finished'):
             screen.say(f'{stage}: finished before')
             return
@@ -197,11 +198,7 @@ def _operate(run: Run, fresh: Tree, key: Array) -> Tree:
             raise UserError(
                 f'{source} holds no finished backbone; run its pretrain stage to its end'
             )
-        if progress['data_sha256'] != run.data.card['fingerprint']:
-            raise UserError(
-                f'{source} was trained on other data than {run.folder / "dataset"}; take a '
-                'backbone of the same data set'
-            )
+        _refuse_other_data(run, checkpoints, progress)
         like = jax.eval_shape(functools.partial(initial, backbone), jax.random.key(0))
         pretrained = checkpoints.restore(best=like)['best']
     config = run.config
@@ -209,6 +206,14 @@ def _operate(run: Run, fresh: Tree, key: Array) -> Tree:
         run.module('finetune'), jax.random.fold_in(key, 2), config.expert_init, config.expert_noise
     )
     return surgery.transplant(pretrained, fresh, plan)
+
+
+def _refuse_other_data(run: Run, checkpoints: Checkpoints, progress: dict[str, Any]) -> None:
+    if progress and progress['data_sha256'] != run.data.card['fingerprint']:
+        raise UserError(
+            f'{checkpoints.folder} was trained on other data than {run.folder / "dataset"} holds; '
+            'take the two from one run'
+        )
 
 
 def epochs_of(run: Run) -> Callable[[int], train.Epoch]:
@@ -294,6 +299,7 @@ def evaluate(run: Run) -> None:
         like = jax.eval_shape(functools.partial(initial, module), jax.random.key(0))
         with run.checkpoints(stage) as checkpoints:
             progress = checkpoints.progress()
+            _refuse_other_data(run, checkpoints, progress)
             if not progress.get('finished'):
                 screen.say(f'evaluate: {stage} is not finished; its best epoch so far is judged')
             params = checkpoints.restore(best=like)['best']

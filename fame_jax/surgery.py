@@ -25,7 +25,7 @@ class Plan:
     transform: Mapping[str, Callable[[jax.Array], jax.Array]] = dataclasses.field(
         default_factory=dict
     )  # new path -> what to do to the old leaf
-    fresh: str = '\0'  # new paths with this prefix may keep their own initialisation
+    fresh: str = '\0'  # new paths with this prefix, if without a source, keep their initialisation
     dropped: str = '\0'  # old paths with this prefix may be left behind
 
 
@@ -58,6 +58,7 @@ def transplant(old: Tree, new: Tree, plan: Plan) -> dict[str, Any]:
         result[path] = value.astype(leaf.dtype)
     left = [p for p in old_leaves if p not in used and not p.startswith(plan.dropped)]
     unknown = [f'{p} (from {s})' for p, s in plan.copy.items() if p not in new_leaves]
+    unknown += [f'{p} (transform)' for p in plan.transform if p not in new_leaves]
     if missing or left or unfit or unknown:
         raise SurgeryError(_explain(missing, left, unfit, unknown))
     return flax.traverse_util.unflatten_dict(result, sep='/')

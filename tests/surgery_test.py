@@ -40,6 +40,16 @@ def test_a_leaf_takes_the_dtype_of_the_new_tree():
 
 
 FAULTS = {
+    'missing': (
+        {'a': jnp.zeros(2), 'b': {'c': jnp.zeros(1)}, 'z': jnp.zeros(1)},
+        surgery.Plan(),
+        ['without a source', 'z'],
+    ),
+    'left': (
+        {'a': jnp.zeros(2)},
+        surgery.Plan(),
+        ['without a use', 'b/c'],
+    ),
     'missing and left': (
         {'a': jnp.zeros(2), 'z': jnp.zeros(1)},
         surgery.Plan(),
@@ -110,8 +120,8 @@ def test_an_error_prints_all_differences_at_once():
 
 def operate(options, expert_init='upcycle', noise=0.02, **more):
     """(backbone, its parameters, FAME, parameters after surgery, parameters before)."""
-    backbone, old = make_model('sasrec', **options)
-    module, new = make_model('fame', seed=1, **options, **more)
+    backbone, old = make_model('sasrec', num_blocks=2, **options)
+    module, new = make_model('fame', seed=1, num_blocks=2, **options, **more)
     plan = fame.plan(module, new_key(0), expert_init, noise)
     return backbone, old, module, surgery.transplant(old, new, plan), new
 
@@ -158,8 +168,9 @@ def test_every_leaf_of_the_backbone_is_used_or_left_on_purpose(reading, tied):
     """Each old leaf is a number of its own, found again in the new tree or not."""
     names = [name for name in config.PAPER_READING if name != 'expert_init']
     options = {name: getattr(READINGS[reading], name) for name in names}
-    module, new = make_model('fame', positions='both', tied_items=tied, **options)
-    _, old = make_model('sasrec', positions='both', tied_items=tied)
+    shared = {'num_blocks': 2, 'positions': 'both', 'tied_items': tied}
+    module, new = make_model('fame', **shared, **options)
+    _, old = make_model('sasrec', **shared)
     leaves, tree = jax.tree.flatten(old)
     old = tree.unflatten([jnp.full_like(leaf, 100 + i) for i, leaf in enumerate(leaves)])
     plan = fame.plan(module, new_key(0), READINGS[reading].expert_init, 0.02)

@@ -8,6 +8,8 @@ is linear in the item, so training, ranking and export use the one vector u and 
 table. `head_scores` is the long form, for explanation.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -53,7 +55,7 @@ class FacetBlock(nn.Module):
 
         attention_BHNQS, router_BLHN (beta, eq. 16), heads_BLHK (F, eq. 7), gate_BLH (g, eq. 10).
         """
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = functools.partial(layers.Dropout(self.dropout), train=train)
         asked_BLD = x_BLD[:, -1:] if last else x_BLD
         f_BLHNK, weight_BHNQS = self.experts(x_BLD, asked_BLD, mask_BLL, drop, last)
         router_BLHN = self.route(f_BLHNK)
@@ -70,7 +72,12 @@ class FacetBlock(nn.Module):
         }
 
     def experts(
-        self, x_BLD: Array, asked_BLD: Array, mask_BLL: Array, drop: nn.Dropout, last: bool
+        self,
+        x_BLD: Array,
+        asked_BLD: Array,
+        mask_BLL: Array,
+        drop: Callable[[Array], Array],
+        last: bool,
     ) -> tuple[Array, Array]:
         """What each expert of each head gathers from the history (eqs. 12-15)."""
         width = x_BLD.shape[-1]
@@ -99,7 +106,9 @@ class FacetBlock(nn.Module):
         logit_BLHN = jnp.einsum('BLHE,HEN->BLHN', f_BLHE, w_HEN)
         return softmax(logit_BLHN)
 
-    def add_residual(self, asked_BLD: Array, f_BLHK: Array, drop: nn.Dropout) -> Array:
+    def add_residual(
+        self, asked_BLD: Array, f_BLHK: Array, drop: Callable[[Array], Array]
+    ) -> Array:
         """From eq. 17 to eq. 7, where the paper is silent on W_O, residual and LayerNorm."""
         shape_BLHK = f_BLHK.shape
         f_BLD = f_BLHK.reshape(asked_BLD.shape)
@@ -115,7 +124,7 @@ class FacetBlock(nn.Module):
             f_BLD = nn.LayerNorm(dtype=self.dtype, name='attention_norm')(f_BLD)
         return f_BLD.reshape(shape_BLHK)
 
-    def feed_forward(self, f_BLHK: Array, drop: nn.Dropout) -> Array:
+    def feed_forward(self, f_BLHK: Array, drop: Callable[[Array], Array]) -> Array:
         """F = LN(f + Dropout(FFN'(f))) in each head (eq. 7), one FFN' for all or one each."""
         num_heads, width = (1 if self.ffn_shared else self.num_heads), f_BLHK.shape[-1]
         up_HKK = self.param('up', layers.normal_init, (num_heads, width, width))
@@ -129,7 +138,8 @@ class FacetBlock(nn.Module):
             return y_BLHK + bias_HK[None, None].astype(self.dtype)
 
         inner_BLHK = nn.relu(dense(f_BLHK, up_HKK, up_bias_HK))
-        norm = nn.LayerNorm(dtype=self.dtype, name='feed_forward_norm')
+        # E[x^2] - E[x]^2, the faster way to the variance, loses its digits in narrow heads.
+        norm = nn.LayerNorm(dtype=self.dtype, use_fast_variance=False, name='feed_forward_norm')
         return norm(f_BLHK + drop(dense(inner_BLHK, down_HKK, down_bias_HK)))
 
     def gate(self, heads_BLHK: Array) -> Array:

@@ -4,6 +4,7 @@ Everything positional depends on the prefix alone: on the position from the star
 on the distance between two of its items. So a history means the same wherever it lies in a row.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,28 @@ normal_init = nn.initializers.normal(stddev=0.02)
 # Finite, so that a row of padding gives uniform weights and never NaN.
 MASKED = -1e9
 
+# GELU by its tanh form; S3-Rec and RecBole take erf, which differs by 5e-4 at the most.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {'gelu': nn.gelu, 'relu': nn.relu}
+
+
+class Dropout(nn.Module):
+    """Dropout that draws a byte an element, where the usual one draws four: a third of the cost.
+
+    The rate is rounded to a multiple of 1/256, and the scale goes by the rounded rate, so that the
+    expectation stays exact.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """The same as x, or in training x with entries set to 0; wants the rng 'dropout'."""
+        kept = round((1 - self.rate) * 256)
+        if not train or kept == 256:
+            return x
+        words = jax.random.bits(self.make_rng('dropout'), (-(-x.size // 4),), jnp.uint32)
+        octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: x.size]
+        return jnp.where(octets.reshape(x.shape) < kept, x * (256 / max(kept, 1)), 0)
 
 
 def visible(segments_BL: Array) -> Array:
@@ -104,7 +126,7 @@ class Attention(nn.Module):
             mask_BLL[:, -1:] if last else mask_BLL,
             relative_bias(self, x_BLD.shape[1], last),
             attention_scale(self.scale, width, head_width),
-            nn.Dropout(self.dropout, deterministic=not train),
+            functools.partial(Dropout(self.dropout), train=train),
         )
         w_HKD = self.param('output', normal_init, (self.num_heads, head_width, width))
         bias_D = self.param('output_bias', nn.initializers.zeros, (width,))
@@ -173,7 +195,7 @@ class Block(nn.Module):
         self, x_BLD: Array, mask_BLL: Array, *, train: bool, last: bool
     ) -> tuple[Array, dict[str, Array]]:
         """The block's output, [B, L, D] or [B, 1, D] if `last`, and its attention weights."""
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = functools.partial(Dropout(self.dropout), train=train)
         attention = Attention(
             self.num_heads,
             self.dropout,

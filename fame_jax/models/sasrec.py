@@ -45,7 +45,7 @@ class SASRec(nn.Module):
             shape_LD = (self.max_length, self.width)
             self.position_table = self.param('position_table', layers.normal_init, shape_LD)
         self.input_norm = nn.LayerNorm(dtype=self.dtype)
-        self.input_dropout = nn.Dropout(self.dropout)
+        self.input_dropout = layers.Dropout(self.dropout)
         self.blocks = [self.block(i) for i in range(self.num_blocks)]
 
     def block(self, index: int) -> nn.Module:
@@ -87,7 +87,7 @@ class SASRec(nn.Module):
         if self.positions != 'relative':
             x_BLD += self.position_table[positions_BL]
         x_BLD = self.input_norm(x_BLD.astype(self.dtype))
-        x_BLD = self.input_dropout(x_BLD, deterministic=not train)
+        x_BLD = self.input_dropout(x_BLD, train=train)
         mask_BLL = layers.visible(segments_BL)
         out = {}
         for i, block in enumerate(self.blocks):

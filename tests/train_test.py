@@ -1,0 +1,225 @@
+"""The step and the loop."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fame_jax import config as config_lib
+from fame_jax import records, stages, train
+from fame_jax.batch import Batch
+from fame_jax.checkpoint import Checkpoints
+from fame_jax.data import sequences
+from fame_jax.errors import UserError
+from fame_jax.main import main
+from fame_jax.models.build import build, build_objective, initial
+from fame_jax.screen import Screen
+
+TINY = config_lib.Config(
+    width=8, num_blocks=2, num_heads=2, num_experts=3, max_length=6, row_length=8, dropout=0.5
+)
+
+
+def two_histories():
+    """7 8 9 3 and 4 5 6 in one row of eight, as batch.py draws it."""
+    rows = [
+        [7, 8, 9, 4, 5, 0, 0, 0],
+        [0, 1, 2, 0, 1, 0, 0, 0],
+        [1, 1, 1, 2, 2, 0, 0, 0],
+        [8, 9, 3, 5, 6, 0, 0, 0],
+    ]
+    tokens, positions, segments, targets = (np.array([row], np.int32) for row in rows)
+    return Batch(tokens, positions, segments, targets, (targets > 0).astype(np.float32))
+
+
+def first_step(name, config=TINY, num_items=10):
+    module = build(name, config, num_items)
+    params = initial(module, jax.random.key(0))
+    optimizer = optax.adam(1e-3)
+    step = train.make_step(functools.partial(build_objective(name, config), module), optimizer)
+    return step, train.State(jnp.int32(0), params, optimizer.init(params))
+
+
+# Renew these when initialisation, dropout, the model or the loss is changed on purpose, and mark
+# the change in CHANGELOG.md; `pytest tests/train_test.py -k golden` prints the new values.
+GOLDEN = {'sasrec': [8.7195, 4.5968, 11.4174], 'fame': [7.1854, 4.9403, 8.8325]}
+
+
+@pytest.mark.parametrize('name', GOLDEN)
+def test_golden_step(name):
+    step, state = first_step(name)
+    values = []
+    for _ in range(3):
+        state, (total, count) = step(state, two_histories(), jax.random.key(1))
+        assert count == 5
+        values.append(float(total / count))
+    np.testing.assert_allclose(values, GOLDEN[name], rtol=1e-3)
+
+
+def test_a_step_is_a_function_of_state_batch_and_key():
+    step, state = first_step('fame')
+    copies = [train.copy(state) for _ in range(3)]
+    one, _ = step(copies[0], two_histories(), jax.random.key(1))
+    two, _ = step(copies[1], two_histories(), jax.random.key(1))
+    three, _ = step(copies[2], two_histories(), jax.random.key(2))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert np.any(np.asarray(one.params['item_table']) != np.asarray(three.params['item_table']))
+
+
+def test_dropout_differs_from_step_to_step():
+    """The step's number is folded into the key: without learning, the loss still changes."""
+    module = build('sasrec', TINY, 10)
+    params = initial(module, jax.random.key(0))
+    optimizer = optax.sgd(0.0)
+    step = train.make_step(functools.partial(build_objective('sasrec', TINY), module), optimizer)
+    state = train.State(jnp.int32(0), params, optimizer.init(params))
+    state, (first, _) = step(state, two_histories(), jax.random.key(1))
+    state, (second, _) = step(state, two_histories(), jax.random.key(1))
+    assert first != second
+
+
+def test_the_padding_row_is_not_trained():
+    step, state = first_step('fame')
+    before = np.asarray(state.params['item_table'][0])
+    state, _ = step(state, two_histories(), jax.random.key(1))
+    np.testing.assert_array_equal(state.params['item_table'][0], before)
+
+
+def test_the_state_is_donated():
+    step, state = first_step('sasrec')
+    leaf = state.params['item_table']
+    step(state, two_histories(), jax.random.key(1))
+    assert leaf.is_deleted()
+
+
+def test_a_stage_compiles_its_step_once(tmp_path):
+    """Batches have one shape from the first to the last, ragged one."""
+    config = config_lib.Config(
+        workdir=str(tmp_path), synthetic_users=60, width=8, rows_per_step=3, progress='none'
+    )
+    run = stages.open_run(config)
+    stages.prepare(run)
+    step, state = first_step('sasrec', config, run.data.num_items)
+    for epoch in range(2):
+        for batch in stages.epochs_of(run)(epoch).batches:
+            state, _ = step(state, batch, jax.random.key(0))
+    assert step._cache_size() == 1
+
+
+def fit(tmp_path, losses, validation, epochs=10, patience=2):
+    """The loop with a make-believe step: loss and validation come from lists."""
+    losses, validation = iter(losses), iter(validation)
+
+    def step(state, batch, key):
+        return state._replace(step=state.step + 1), (np.float32(next(losses)), np.float32(1))
+
+    class Batches:
+        def __init__(self):
+            self.left = 1
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if not self.left:
+                raise StopIteration
+            self.left -= 1
+
+        def get_state(self):
+            return {'next_index': 1 - self.left}
+
+    with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+        return train.fit(
+            stage='pretrain',
+            params={'w': jnp.zeros(2)},
+            optimizer=optax.adam(1e-3),
+            step=step,
+            key=jax.random.key(0),
+            epoch_of=lambda epoch: train.Epoch(Batches(), 1, 1),
+            validate=lambda params: {'ndcg@20': next(validation), 'hr@10': 0.0},
+            limits=train.Limits(epochs, patience, 0),
+            checkpoints=checkpoints,
+            metrics=records.Metrics(tmp_path / 'metrics.jsonl'),
+            screen=Screen('none'),
+            scalars=lambda *_: None,
+            data_sha256='same',
+        )
+
+
+def test_patience_counts_epochs_without_a_better_validation(tmp_path):
+    _, progress = fit(tmp_path, [1] * 9, [0.0, 0.1, 0.3, 0.2, 0.3, 0.9])
+    assert (progress.best_epoch, progress.best_value, progress.epoch) == (2, 0.3, 4)
+    assert progress.finished
+    lines = [json.loads(x) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [x['ndcg@20'] for x in lines if x['split'] == 'validation'] == [0.0, 0.1, 0.3, 0.2, 0.3]
+    assert [x['epoch'] for x in lines if x['split'] == 'train'] == [1, 2, 3, 4]
+
+
+def test_no_epochs_leave_what_it_started_from(tmp_path):
+    _, progress = fit(tmp_path, [], [0.5], epochs=0)
+    assert (progress.epoch, progress.best_epoch, progress.best_value) == (0, 0, 0.5)
+    assert progress.finished
+
+
+@pytest.mark.parametrize('loss', [float('nan'), float('inf')])
+def test_a_loss_that_is_no_number_is_told_with_its_step(loss, tmp_path):
+    with pytest.raises(UserError, match='step 2'):
+        fit(tmp_path, [1, loss], [0.0, 0.1])
+
+
+def make_world(folder, histories):
+    """A hand-made data set in a run's folder."""
+    num_items = max(max(history) for history in histories)
+    items = np.concatenate(histories).astype(np.int32)
+    offsets = np.cumsum([0, *map(len, histories)]).astype(np.int64)
+    ids = [str(i) for i in range(1, num_items + 1)]
+    users = [str(u) for u in range(len(histories))]
+    sequences.save(
+        sequences.Sequences(items, offsets, users, ['', *ids], {'name': 'hand-made'}),
+        folder / 'dataset',
+    )
+
+
+def test_a_tiny_world_is_learned_by_heart(tmp_path):
+    """Everybody walks round the same ring of forty items; only where he starts differs."""
+    make_world(tmp_path, [[(2 * u + i) % 40 + 1 for i in range(8)] for u in range(20)])
+    flags = ['--width=16', '--num_experts=2', '--dropout=0', '--rows_per_step=2', '--patience=60']
+    flags += ['--max_length=8', '--row_length=8', '--learning_rate=0.01']
+    flags += ['--pretrain_epochs=25', '--finetune_epochs=5']
+    assert main([*flags, f'--workdir={tmp_path}', '--progress=none']) == 0
+    ranks = np.load(tmp_path / 'ranks.npz')
+    for stage in ('pretrain', 'finetune'):
+        assert np.mean(ranks[f'{stage}/test/masked'] == 1) >= 0.9
+
+
+def test_fame_beats_popularity_by_far_where_facets_are_planted(tmp_path):
+    """And the report of heads against facets is there, whatever it says."""
+    flags = ['--synthetic_users=800', '--synthetic_items=200', '--width=32', '--num_experts=4']
+    flags += ['--pretrain_epochs=12', '--finetune_epochs=4', '--learning_rate=0.003']
+    assert main([*flags, f'--workdir={tmp_path}', '--progress=none']) == 0
+    results = json.loads((tmp_path / 'results.json').read_text())['results']
+    floor = results['popularity']['test']['masked']['ndcg@10']
+    assert results['finetune']['test']['masked']['ndcg@10'] > 1.5 * floor
+    facets = results['finetune']['facets']
+    assert np.array(facets['agreement']).shape == (2, 2)
+    assert sorted(head for head, _ in facets['matching']) == [0, 1]
+    assert facets['matched'] >= facets['unmatched']
+
+
+def test_results_carry_the_protocol_card(tmp_path):
+    make_world(tmp_path, [[(u + i) % 10 + 1 for i in range(6)] for u in range(10)])
+    flags = ['--model=sasrec', '--width=8', '--stages=prepare,pretrain,evaluate']
+    flags += ['--pretrain_epochs=1', f'--workdir={tmp_path}', '--progress=none']
+    assert main(flags) == 0
+    card = json.loads((tmp_path / 'results.json').read_text())['card']
+    assert card['dataset']['users'] == 10 and card['dataset']['items'] == 10
+    assert len(card['dataset']['fingerprint']) == 64
+    assert {'split', 'masked', 'unmasked', 'ties', 'selection', 'seed', 'config', 'code'} <= set(
+        card
+    )
+    assert {'jax', 'flax', 'optax'} <= set(card['versions'])
+    assert card['stages']['pretrain']['seconds'] > 0 and card['peak_memory_bytes'] > 0
