@@ -12,10 +12,7 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import platform
-import resource
-import sys
 import tempfile
 import time
 from importlib import metadata
@@ -25,8 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fame_jax import config as config_lib
+from fame_jax import run as run_lib
 from fame_jax import stages, train
+from fame_jax.data import sequences
 from fame_jax.models.build import build, build_objective, initial
+from fame_jax.results import cores, peak_memory
 
 
 def matmul_rate(size=2048, repeats=10):
@@ -126,7 +126,7 @@ def variants(base, quick):
 def time_evaluation(base, model):
     """Seconds to rank all test users in both protocols, after compilation; three times."""
     module = build(model, base.config, base.data.num_items)
-    ranks, params = stages.ranker(base, module), initial(module, jax.random.key(0))
+    ranks, params = run_lib.ranker(base, module), initial(module, jax.random.key(0))
     ranks(params, 'test')
     times = []
     for _ in range(3):
@@ -140,11 +140,10 @@ def machine():
     """What the figures were measured on."""
     device = jax.devices()[0]
     versions = {name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax')}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return {
         'device': device.device_kind,
         'platform': device.platform,
-        'cores': cores,
+        'cores': cores(),
         'processor': _processor(),
         'python': platform.python_version(),
         **versions,
@@ -199,7 +198,7 @@ def main():
             synthetic_users=20_000,
             synthetic_items=12_000,
         )
-        base = stages.open_run(config)
+        base = run_lib.open_run(config)
         stages.prepare(base)
         rate = matmul_rate()
         several = [
@@ -210,14 +209,13 @@ def main():
                 variant.time_steps(arguments.steps)
         results = [variant.result(rate) for variant in several]
         evaluation = {model: time_evaluation(base, model) for model in ('sasrec', 'fame')}
-        described = stages.sequences.describe(base.data)
-    unit = 1 if sys.platform == 'darwin' else 1024
+        described = sequences.describe(base.data)
     about = {
         'machine': machine(),
         'dataset': described,
         'matmul_gflops': rate / 1e9,
         'evaluation_seconds': evaluation,
-        'peak_resident_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6,
+        'peak_resident_mb': peak_memory() / 1e6,
     }
     print(json.dumps(about, indent=2))
     print(table(results))

@@ -222,10 +222,10 @@ def fit(
             progress.data, progress.loss_sum, progress.loss_count = None, 0.0, 0.0
             progress.finished = progress.stale >= limits.patience or progress.epoch >= limits.epochs
             save()
-            star = ' *' if progress.stale == 0 else ''
+            best_so_far = ' (best)' if progress.stale == 0 else ''
             screen.end(
                 f'{stage} {progress.epoch}/{limits.epochs}: loss {loss:.4f}, validation '
-                f'{tell(values)}{star}, {rate:,.0f} histories/s, {duration(seconds)}'
+                f'{tell(values)}{best_so_far}, {rate:,.0f} histories/s, {duration(seconds)}'
             )
             if heard and not progress.finished:
                 raise Interrupted(heard[0], stage, progress.step)

@@ -11,6 +11,7 @@ import pytest
 
 from fame_jax import config as config_lib
 from fame_jax import records, stages, train
+from fame_jax import run as run_lib
 from fame_jax.batch import Batch
 from fame_jax.checkpoint import Checkpoints
 from fame_jax.data import sequences
@@ -101,7 +102,7 @@ def test_a_stage_compiles_its_step_once(tmp_path):
     config = config_lib.Config(
         workdir=str(tmp_path), synthetic_users=60, width=8, rows_per_step=3, progress='none'
     )
-    run = stages.open_run(config)
+    run = run_lib.open_run(config)
     stages.prepare(run)
     step, state = first_step('sasrec', config, run.data.num_items)
     for epoch in range(2):

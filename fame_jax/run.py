@@ -1,0 +1,139 @@
+"""A run in memory: its config and folder, and what its stages have in common."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fame_jax import config as config_lib
+from fame_jax import evaluate, records
+from fame_jax.checkpoint import Checkpoints
+from fame_jax.config import Config
+from fame_jax.data import pipeline, sequences
+from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.models.build import MODELS, build
+from fame_jax.screen import Screen
+
+Array = jax.Array
+Tree = Any
+
+TRAINED = ('pretrain', 'finetune')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's config, folder and screen, as the stages take them."""
+
+    config: Config
+    folder: Path
+    screen: Screen
+
+    @functools.cached_property
+    def metrics(self) -> records.Metrics:
+        return records.Metrics(self.folder / 'metrics.jsonl')
+
+    @functools.cached_property
+    def data(self) -> sequences.Sequences:
+        """The prepared data; an error tells to run prepare first."""
+        if not (self.folder / 'dataset').exists():
+            raise UserError(f'{self.folder} holds no prepared data; run --stages=prepare first')
+        return sequences.load(self.folder / 'dataset')
+
+    @functools.cached_property
+    def held(self) -> dict[str, list[pipeline.Held]]:
+        """The users to be judged, by split, cut in chunks once."""
+        return {
+            split: list(
+                pipeline.held_rows(
+                    *sequences.held_out(self.data, split),
+                    self.config.max_length,
+                    min(self.config.eval_users, self.data.num_users),
+                )
+            )
+            for split in ('validation', 'test')
+        }
+
+    def name(self, stage: str) -> str:
+        """The model that a stage trains."""
+        model = self.config.model
+        return (MODELS[model].backbone or model) if stage == 'pretrain' else model
+
+    def module(self, stage: str) -> Any:
+        """The module that a stage trains."""
+        return build(self.name(stage), self.config, self.data.num_items)
+
+    def checkpoints(self, stage: str, folder: str = '') -> Checkpoints:
+        """The stage's checkpoints, or those of the run in another folder; of the same data.
+
+        Raises:
+          UserError: when they are of other data.
+        """
+        found = Checkpoints(Path(folder or self.folder) / 'checkpoints' / stage)
+        progress = found.progress()
+        if progress and progress['data_sha256'] != self.data.card['fingerprint']:
+            raise UserError(
+                f'{found.folder} was trained on other data than {self.folder / "dataset"} holds; '
+                'take the two from one run'
+            )
+        return found
+
+
+def open_run(config: Config) -> Run:
+    """Makes the run's folder and its flags.cfg.
+
+    Raises:
+      UserError: when the folder cannot be made or written.
+    """
+    folder = Path(config.workdir)
+    advice = 'choose another --workdir'
+    with explain_os_errors(f'making the folder {folder}', advice):
+        folder.mkdir(parents=True, exist_ok=True)
+    _remember(folder / 'flags.cfg', config)
+    if config.compilation_cache:
+        jax.config.update('jax_compilation_cache_dir', config.compilation_cache)
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+    return Run(config, folder, Screen(config.progress))
+
+
+def _remember(path: Path, config: Config) -> None:
+    """Writes flags.cfg; a run that goes on with further stages has them all in it."""
+    stages = config.stages
+    if path.exists():
+        stages += config_lib.read(path).stages
+    stages = tuple(stage for stage in config_lib.STAGES if stage in stages)
+    text = config_lib.text(dataclasses.replace(config, stages=stages))
+    if not path.exists() or path.read_text() != text:
+        records.write_text(path, text)
+
+
+def ranker(run: Run, module: Any) -> Callable[[Tree, str], evaluate.Ranks]:
+    """(params, split) -> ranks of all users."""
+
+    def encode(params: Tree, tokens_BL: Array, positions_BL: Array, segments_BL: Array) -> Array:
+        query_B1D, _ = module.apply(
+            {'params': params}, tokens_BL, positions_BL, segments_BL, last=True
+        )
+        return query_B1D[:, 0]
+
+    item_vectors = jax.jit(lambda params: module.apply({'params': params}, method='item_vectors'))
+
+    def ranks(params: Tree, split: str) -> evaluate.Ranks:
+        item_VD = item_vectors(params)
+        return evaluate.rank_users(encode, params, item_VD, run.held[split], run.data.num_users)
+
+    return ranks
+
+
+def label(config: Config, stage: str) -> str:
+    """A model and what sets it apart, as results name it."""
+    if stage == 'pretrain':  # the backbone, or a model without one
+        name = MODELS[config.model].backbone or config.model
+        return {'sasrec': 'SASRec'}.get(name, name)
+    parts = [f'H {config.num_heads}', f'N {config.num_experts}']
+    parts += ['without MoE'] if config.num_experts == 1 else []
+    parts += ['from scratch'] if config.finetune_from == 'scratch' else []
+    parts += ['as the paper reads'] if config.reading == 'paper' else []
+    return f'FAME ({", ".join(parts)})'
