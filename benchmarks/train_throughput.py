@@ -15,7 +15,6 @@ import json
 import platform
 import tempfile
 import time
-from importlib import metadata
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from fame_jax import run as run_lib
 from fame_jax import stages, train
 from fame_jax.data import sequences
 from fame_jax.models.build import build, build_objective, initial
-from fame_jax.results import cores, peak_memory
+from fame_jax.results import peak_memory
 
 
 def matmul_rate(size=2048, repeats=10):
@@ -103,15 +102,14 @@ class Variant:
 
 def variants(base, quick):
     """What is compared; padded rows hold as many targets a step as packed ones."""
-    targets = stages.epochs_of(base)(0)
-    per_history = base.data.lengths.clip(max=base.config.max_length + 2) - 3
-    mean = float(per_history[per_history > 0].mean())
+    epoch = stages.epochs_of(base)(0)
+    targets = sum(float(batch.weights_BL.sum()) for batch in epoch.batches)
+    mean = targets / epoch.num_histories
     rows = round(base.config.rows_per_step * base.config.row_length / mean)
     padded = {'packed': False, 'rows_per_step': rows}
-    del targets
     yield 'SASRec packed', {'model': 'sasrec'}
     yield f'SASRec padded to {base.config.max_length}', {'model': 'sasrec', **padded}
-    yield 'SASRec packed, threefry', {'model': 'sasrec', 'random_bits': 'threefry'}
+    yield 'SASRec packed, rbg', {'model': 'sasrec', 'random_bits': 'rbg'}
     yield 'SASRec packed, bfloat16', {'model': 'sasrec', 'dtype': 'bfloat16'}
     yield 'SASRec packed, 2,048 items a chunk', {'model': 'sasrec', 'chunk_items': 2048}
     yield 'SASRec packed, 128 tokens a chunk', {'model': 'sasrec', 'chunk_tokens': 128}
@@ -134,21 +132,6 @@ def time_evaluation(base, model):
         ranks(params, 'test')
         times.append(time.perf_counter() - began)
     return {'median': float(np.median(times)), 'all': times}
-
-
-def machine():
-    """What the figures were measured on."""
-    device = jax.devices()[0]
-    versions = {name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax')}
-    return {
-        'device': device.device_kind,
-        'platform': device.platform,
-        'cores': cores(),
-        'processor': _processor(),
-        'python': platform.python_version(),
-        **versions,
-        'date': time.strftime('%Y-%m-%d'),
-    }
 
 
 def _processor():
@@ -211,7 +194,7 @@ def main():
         evaluation = {model: time_evaluation(base, model) for model in ('sasrec', 'fame')}
         described = sequences.describe(base.data)
     about = {
-        'machine': machine(),
+        'machine': run_lib.machine() | {'processor': _processor()},
         'dataset': described,
         'matmul_gflops': rate / 1e9,
         'evaluation_seconds': evaluation,

@@ -8,11 +8,13 @@ A stage has one folder of checkpoints, a sub-folder a step. Each holds, apart fr
     progress    JSON: step, epoch, early stopping, random key, Grain's state
 
 Orbax writes into a temporary folder and renames it when it is whole, so a kill leaves the one
-before. Restoring gives every array the sharding of the tree it is restored into.
+before. Restoring gives every array the sharding of the tree it is restored into, or this process's
+first device where that has none: what was saved on another machine does not matter.
 """
 
 import contextlib
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +31,11 @@ for name in ('absl', 'asyncio'):
 
 Tree = Any
 
+DAMAGED = 'it is damaged, or of another model'
+
 
 class Checkpoints:
-    """The checkpoints of one stage; a context manager that waits for the last write."""
+    """The checkpoints of one stage; a context manager."""
 
     def __init__(self, folder: Path):
         """Opens a stage's folder, and makes it when it is not there.
@@ -51,7 +55,16 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the folder."""
         self._manager.close()
+
+    def tidy(self) -> None:
+        """Removes what kills left half-written; for the process that is going to save here."""
+        for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
+            shutil.rmtree(path, ignore_errors=True)
 
     def last_step(self) -> int | None:
         """The step of the newest whole checkpoint."""
@@ -78,8 +91,7 @@ class Checkpoints:
         step = self.last_step()
         if step is None:
             return {}
-        advice = "it is damaged or of another model; remove the stage's folder and run it again"
-        with _explain(f'reading the checkpoint {self.folder / str(step)}', advice):
+        with _explain(f'reading the checkpoint {self.folder / str(step)}', DAMAGED):
             items = ocp.args.Composite(progress=ocp.args.JsonRestore())
             return self._manager.restore(step, args=items)['progress']
 
@@ -95,13 +107,18 @@ class Checkpoints:
         items = ocp.args.Composite(
             **{name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in trees.items()}
         )
-        advice = "it is damaged or of another model; remove the stage's folder and run it again"
-        with _explain(f'reading the checkpoint {self.folder / str(step)}', advice):
+        with _explain(f'reading the checkpoint {self.folder / str(step)}', DAMAGED):
             return dict(self._manager.restore(step, args=items))
 
 
 def _abstract(tree: Tree) -> Tree:
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=getattr(leaf, 'sharding', None) or here
+        ),
+        tree,
+    )
 
 
 @contextlib.contextmanager
@@ -114,6 +131,8 @@ def _explain(doing: str, advice: str = '') -> Iterator[None]:
         raise
     except Exception as error:
         what = ' '.join(str(error).split())
+        if not advice and 'rror writing' not in what and 'No space left' not in what:
+            raise  # saving: not the disk's refusal, so a fault of the program
         if any(sign in what for sign in ('No space left', 'ENOSPC', 'quota exceeded')):
             what = 'No space left on device'
             advice = 'free some space there and run the same command again'

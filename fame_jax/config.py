@@ -152,7 +152,7 @@ class Config:
     chunk_tokens: int = _field(0, 'ce: tokens at a time; 0: all of a step.', low=0)
     chunk_items: int = _field(0, 'ce: items at a time; 0: all of them.', low=0)
     loss_positions: str = _field(
-        'all', 'Positions that are trained, of each history.', choices=('all', 'last')
+        'all', 'Positions that are trained, of each window of a history.', choices=('all', 'last')
     )
 
     packed: bool = _field(
@@ -225,8 +225,8 @@ def fields() -> dict[str, dataclasses.Field]:
 def parse(argv: Sequence[str]) -> Config:
     """Reads the command line, over the flags of the run that its workdir already holds.
 
-    A value is taken from the command line (or a flag file it names), else from the workdir's
-    flags.cfg, else from --reading, else from the field's default.
+    A value is taken from the command line (or a flag file it names), else, if it defines the run,
+    from the workdir's flags.cfg, else from --reading, else from the field's default.
 
     Args:
       argv: arguments without the program's name.
@@ -236,9 +236,13 @@ def parse(argv: Sequence[str]) -> Config:
     """
     given = _given(argv, 'the command line')
     stored = {}
-    if given.get('workdir') and (Path(given['workdir']) / 'flags.cfg').is_file():
-        stored = _read_stored(Path(given['workdir']) / 'flags.cfg')
-        _refuse_other_run(given, stored)
+    if given.get('workdir'):
+        path = Path(given['workdir']) / 'flags.cfg'
+        with explain_os_errors(f'--workdir={given["workdir"]}', 'choose another folder'):
+            there = path.is_file()
+        if there:
+            stored = {n: v for n, v in _read_stored(path).items() if not is_runtime(n)}
+            _refuse_other_run(given, stored)
     reading = given.get('reading', stored.get('reading'))
     preset = PAPER_READING if reading == 'paper' else {}
     config = Config(**{**preset, **stored, **given})
@@ -283,6 +287,11 @@ def check(config: Config) -> None:
             f'--backbone_from={config.backbone_from} stands for pre-training; use '
             '--stages=prepare,finetune,evaluate'
         )
+    if config.loss == 'sampled' and config.num_negatives < 16:
+        raise UserError(
+            f'--num_negatives={config.num_negatives} are shared by all positions of a step where '
+            '--loss=sampled; use some hundreds, such as 256'
+        )
     if config.expert_init == 'upcycle' and config.num_experts > 1 and config.expert_noise == 0:
         raise UserError(
             '--expert_noise=0 makes all experts of a head the same for ever; '
@@ -290,17 +299,22 @@ def check(config: Config) -> None:
         )
 
 
+def is_runtime(name: str) -> bool:
+    """Whether a field may change from command to command of one run."""
+    return bool(fields()[name].metadata.get('runtime'))
+
+
 def differences(config: Config, stored: Config) -> list[str]:
     """Fields, by name and both values, in which two runs are not the same run."""
     return [
         f'--{name}={_text(getattr(config, name))} (there: {_text(getattr(stored, name))})'
-        for name, field in fields().items()
-        if not field.metadata.get('runtime') and getattr(config, name) != getattr(stored, name)
+        for name in fields()
+        if not is_runtime(name) and getattr(config, name) != getattr(stored, name)
     ]
 
 
 def read(path: Path) -> Config:
-    """The Config that `write` left in a run's flags.cfg.
+    """The Config in a run's flags.cfg.
 
     Raises:
       UserError: when the file cannot be read or holds what no flag is called.

@@ -137,16 +137,21 @@ def neighbour_agreement(vector_VK: np.ndarray, label_VM: np.ndarray, neighbours:
     Args:
       vector_VK: one vector an item, without the padding; neighbours are by cosine.
       label_VM: int, each item's value on each facet.
-      neighbours: how many of them.
+      neighbours: how many of them, if there are so many.
 
     Returns:
       float64 [M]: (agreement - chance) / (1 - chance), chance from the values' frequencies.
     """
     unit_VK = vector_VK / np.maximum(np.linalg.norm(vector_VK, axis=1, keepdims=True), 1e-12)
-    cosine_VV = unit_VK @ unit_VK.T
-    np.fill_diagonal(cosine_VV, -np.inf)
-    nearest_VS = np.argpartition(-cosine_VV, neighbours - 1, axis=1)[:, :neighbours]
-    agreement_M = np.mean(label_VM[nearest_VS] == label_VM[:, None, :], axis=(0, 1))
+    num_items, agreement_M = len(unit_VK), np.zeros(label_VM.shape[1])
+    neighbours = min(neighbours, num_items - 1)
+    for start in range(0, num_items, 512):  # so that no [V, V] is built
+        item_B = np.arange(start, min(start + 512, num_items))
+        cosine_BV = unit_VK[item_B] @ unit_VK.T
+        cosine_BV[np.arange(len(item_B)), item_B] = -np.inf
+        nearest_BS = np.argpartition(-cosine_BV, neighbours - 1, axis=1)[:, :neighbours]
+        same_BSM = label_VM[nearest_BS] == label_VM[item_B][:, None]
+        agreement_M += same_BSM.mean(axis=1).sum(axis=0) / num_items
     frequency = [np.bincount(label_V) / len(label_V) for label_V in label_VM.T]
     chance_M = np.array([np.sum(share**2) for share in frequency])
     return (agreement_M - chance_M) / np.maximum(1 - chance_M, 1e-12)

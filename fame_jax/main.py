@@ -26,6 +26,9 @@ def main(argv: Sequence[str]) -> int:
             stages.STAGES[stage](run)
     except UserError as error:
         return _refuse(error)
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on from what is saved', file=sys.stderr)
+        return 130
     except Interrupted as interrupted:
         print(f'stopped by {interrupted}; the same command goes on from there', file=sys.stderr)
         return 128 + interrupted.number

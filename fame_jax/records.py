@@ -10,6 +10,7 @@ tensorboard/     event files
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import tempfile
@@ -67,6 +68,26 @@ def read_json(path: Path) -> Any:
         raise UserError(f'{path} is not JSON ({error}); remove it and run again') from error
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in the folder; a killed process lets go of it.
+
+    Raises:
+      UserError: when another process does.
+    """
+    with explain_os_errors(f'writing {folder / ".lock"}'):
+        file = (folder / '.lock').open('w')
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f'{folder}: another process is training there; wait for it, or choose another '
+                '--workdir'
+            ) from error
+        yield
+
+
 class Metrics:
     """metrics.jsonl, appended to line by line."""
 
@@ -89,7 +110,7 @@ class Metrics:
         for line in lines:
             with contextlib.suppress(ValueError):
                 found.append(json.loads(line))
-        return found
+        return [line for line in found if isinstance(line, dict)]
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drops the lines that a resumed run is going to write again."""

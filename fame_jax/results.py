@@ -1,25 +1,22 @@
 """The verdict on a run: every stage's figures, the protocol card they need, and the table."""
 
 import functools
-import os
-import platform
 import resource
 import sys
 import time
-from importlib import metadata
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import fame_jax
 from fame_jax import config as config_lib
 from fame_jax import evaluate as judge
 from fame_jax import records, train
 from fame_jax.data import sequences
+from fame_jax.errors import UserError
 from fame_jax.models.build import initial
-from fame_jax.run import TRAINED, Run, label, ranker
+from fame_jax.run import TRAINED, Run, label, machine, ranker
 from fame_jax.screen import table
 
 Array = jax.Array
@@ -34,7 +31,7 @@ def evaluate(run: Run) -> None:
     ranks = _popularity(run)
     about = {}
     for stage in TRAINED:
-        if (run.folder / 'checkpoints' / stage).is_dir():
+        if _has_checkpoint(run, stage):
             params, progress = _best(run, stage)
             began = time.monotonic()
             rank = ranker(run, run.module(stage))
@@ -44,12 +41,15 @@ def evaluate(run: Run) -> None:
                 'epochs': progress['epoch'],
                 'steps': progress['step'],
                 'seconds': progress['seconds'],
+                'machine': progress['machine'],
                 'evaluation_seconds': time.monotonic() - began,
                 'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
             }
             results[stage] = {'model': label(run.config, stage)}
             if stage == 'finetune' and run.data.item_facets is not None:
                 results[stage]['facets'] = _facets(run, params)
+    if not about:
+        raise UserError(f'{run.folder} holds no trained model; run pretrain or finetune first')
     for (name, split), found in ranks.items():
         results[name][split] = {p: judge.metrics(getattr(found, p)) for p in judge.PROTOCOLS}
     with records.replacing(run.folder / 'ranks.npz') as file:
@@ -64,6 +64,13 @@ def evaluate(run: Run) -> None:
     card = protocol_card(run, about)
     records.write_json(run.folder / 'results.json', {'card': card, 'results': results})
     print(summary(run, results))
+
+
+def _has_checkpoint(run: Run, stage: str) -> bool:
+    if not (run.folder / 'checkpoints' / stage).is_dir():
+        return False
+    with run.checkpoints(stage) as checkpoints:
+        return checkpoints.last_step() is not None
 
 
 def _best(run: Run, stage: str) -> tuple[Tree, dict[str, Any]]:
@@ -134,8 +141,6 @@ def summary(run: Run, results: dict[str, Any]) -> str:
 def protocol_card(run: Run, stages: dict[str, Any]) -> dict[str, Any]:
     """What a figure must carry to mean something."""
     config, card = run.config, run.data.card
-    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
-    device = jax.devices()[0]
     return {
         'dataset': card,
         'split': 'leave one out: last item test, the one before validation, the rest training',
@@ -146,26 +151,9 @@ def protocol_card(run: Run, stages: dict[str, Any]) -> dict[str, Any]:
         'selection': f'best epoch by validation {train.SELECT_ON}, masked, all users',
         'seed': config.seed,
         'config': {n: getattr(config, n) for n in config_lib.fields()},
-        'code': fame_jax.__version__,
-        'versions': {'python': platform.python_version()}
-        | {name: metadata.version(name) for name in packages},
-        'device': {
-            'kind': device.device_kind,
-            'platform': device.platform,
-            'count': jax.device_count(),
-        },
-        'machine': {'system': platform.platform(), 'cores': cores()},
         'stages': stages,
-        'peak_memory_bytes': peak_memory(),
-        'date': time.strftime('%Y-%m-%d'),
+        'judged_on': machine() | {'peak_memory_bytes': peak_memory()},
     }
-
-
-def cores() -> int:
-    """The processor cores this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def peak_memory() -> int:

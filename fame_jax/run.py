@@ -2,12 +2,17 @@
 
 import dataclasses
 import functools
+import os
+import platform
+import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
+import fame_jax
 from fame_jax import config as config_lib
 from fame_jax import evaluate, records
 from fame_jax.checkpoint import Checkpoints
@@ -38,7 +43,7 @@ class Run:
     @functools.cached_property
     def data(self) -> sequences.Sequences:
         """The prepared data; an error tells to run prepare first."""
-        if not (self.folder / 'dataset').exists():
+        if not self.prepared:
             raise UserError(f'{self.folder} holds no prepared data; run --stages=prepare first')
         return sequences.load(self.folder / 'dataset')
 
@@ -55,6 +60,21 @@ class Run:
             )
             for split in ('validation', 'test')
         }
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the folder holds its data; from then on it is this run's and no other's."""
+        return (self.folder / 'dataset' / 'dataset.json').is_file()
+
+    def remember(self) -> None:
+        """Writes flags.cfg; a run that goes on with further stages has them all in it."""
+        path, stages = self.folder / 'flags.cfg', self.config.stages
+        if path.exists():
+            stages += config_lib.read(path).stages
+        stages = tuple(stage for stage in config_lib.STAGES if stage in stages)
+        text = config_lib.text(dataclasses.replace(self.config, stages=stages))
+        if not path.exists() or path.read_text() != text:
+            records.write_text(path, text)
 
     def name(self, stage: str) -> str:
         """The model that a stage trains."""
@@ -73,7 +93,8 @@ class Run:
         """
         found = Checkpoints(Path(folder or self.folder) / 'checkpoints' / stage)
         progress = found.progress()
-        if progress and progress['data_sha256'] != self.data.card['fingerprint']:
+        if progress and progress.get('data_sha256') != self.data.card['fingerprint']:
+            found.close()
             raise UserError(
                 f'{found.folder} was trained on other data than {self.folder / "dataset"} holds; '
                 'take the two from one run'
@@ -82,7 +103,7 @@ class Run:
 
 
 def open_run(config: Config) -> Run:
-    """Makes the run's folder and its flags.cfg.
+    """Makes the run's folder.
 
     Raises:
       UserError: when the folder cannot be made or written.
@@ -91,22 +112,13 @@ def open_run(config: Config) -> Run:
     advice = 'choose another --workdir'
     with explain_os_errors(f'making the folder {folder}', advice):
         folder.mkdir(parents=True, exist_ok=True)
-    _remember(folder / 'flags.cfg', config)
     if config.compilation_cache:
         jax.config.update('jax_compilation_cache_dir', config.compilation_cache)
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-    return Run(config, folder, Screen(config.progress))
-
-
-def _remember(path: Path, config: Config) -> None:
-    """Writes flags.cfg; a run that goes on with further stages has them all in it."""
-    stages = config.stages
-    if path.exists():
-        stages += config_lib.read(path).stages
-    stages = tuple(stage for stage in config_lib.STAGES if stage in stages)
-    text = config_lib.text(dataclasses.replace(config, stages=stages))
-    if not path.exists() or path.read_text() != text:
-        records.write_text(path, text)
+    run = Run(config, folder, Screen(config.progress))
+    if run.prepared:
+        run.remember()
+    return run
 
 
 def ranker(run: Run, module: Any) -> Callable[[Tree, str], evaluate.Ranks]:
@@ -128,12 +140,47 @@ def ranker(run: Run, module: Any) -> Callable[[Tree, str], evaluate.Ranks]:
 
 
 def label(config: Config, stage: str) -> str:
-    """A model and what sets it apart, as results name it."""
-    if stage == 'pretrain':  # the backbone, or a model without one
-        name = MODELS[config.model].backbone or config.model
-        return {'sasrec': 'SASRec'}.get(name, name)
-    parts = [f'H {config.num_heads}', f'N {config.num_experts}']
-    parts += ['without MoE'] if config.num_experts == 1 else []
-    parts += ['from scratch'] if config.finetune_from == 'scratch' else []
-    parts += ['as the paper reads'] if config.reading == 'paper' else []
-    return f'FAME ({", ".join(parts)})'
+    """A model and what sets it apart from its defaults, as results name it."""
+    model = config.model if stage == 'finetune' else (MODELS[config.model].backbone or config.model)
+    module, row = MODELS[model].module, MODELS[model]
+    names = {field.name for field in dataclasses.fields(module)} | set(row.options)
+    names |= {'finetune_from'} if stage == 'finetune' else set()
+    own = {f: getattr(config, f) for f in config_lib.fields() if f in names}
+    told = {f: v for f, v in own.items() if v != config_lib.fields()[f].default}
+    parts = []
+    if 'num_experts' in own:
+        told = {f: v for f, v in told.items() if f not in ('num_heads', 'num_experts')}
+        parts += [f'H {config.num_heads}', f'N {config.num_experts}']
+        parts += ['without MoE'] if config.num_experts == 1 else []
+        literal = config_lib.PAPER_READING | {'positions': 'start', 'similarity': 'dot'}
+        if all(own[f] == value for f, value in literal.items()):
+            parts.append('as the paper reads')
+            told = {f: v for f, v in told.items() if f not in literal}
+    parts += [f'{f} {str(value).lower()}' for f, value in told.items()]
+    return row.title + (f' ({", ".join(parts)})' if parts else '')
+
+
+def machine() -> dict[str, Any]:
+    """What this process computes with, as records tell it."""
+    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+    device = jax.devices()[0]
+    return {
+        'code': fame_jax.__version__,
+        'versions': {'python': platform.python_version()}
+        | {name: metadata.version(name) for name in packages},
+        'device': {
+            'kind': device.device_kind,
+            'platform': device.platform,
+            'count': jax.device_count(),
+        },
+        'system': platform.platform(),
+        'cores': cores(),
+        'date': time.strftime('%Y-%m-%d'),
+    }
+
+
+def cores() -> int:
+    """The processor cores this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,7 +1,6 @@
 """What a person sees while a run goes on, and at its end."""
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -17,7 +16,6 @@ class Screen:
         terminal = self.file.isatty()
         self.mode = {'auto': 'bar' if terminal else 'lines'}.get(mode, mode)
         self._bar: tqdm | None = None
-        self._began = time.monotonic()
 
     def say(self, line: str) -> None:
         """One line, above the bar if there is one."""
@@ -26,7 +24,6 @@ class Screen:
 
     def begin(self, stage: str, epoch: int, epochs: int, steps: int, done: int) -> None:
         """An epoch begins; epochs count from 0."""
-        self._began = time.monotonic()
         if self.mode == 'bar':
             self._bar = tqdm(
                 total=steps,

@@ -1,6 +1,7 @@
 """The stages of a run, each from what the workdir holds to what it shall hold."""
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -9,16 +10,16 @@ from typing import Any
 
 import jax
 
+from fame_jax import config as config_lib
 from fame_jax import evaluate as judge
-from fame_jax import surgery, train
+from fame_jax import records, surgery, train
 from fame_jax.config import Config
 from fame_jax.data import pipeline, sequences
 from fame_jax.data.prepare import prepare as prepare_data
 from fame_jax.errors import UserError, explain_os_errors
-from fame_jax.models import fame
-from fame_jax.models.build import build_objective, initial
+from fame_jax.models.build import build_objective, build_plan, initial
 from fame_jax.results import evaluate
-from fame_jax.run import TRAINED, Run, label, ranker
+from fame_jax.run import TRAINED, Run, label, machine, ranker
 from fame_jax.screen import duration
 
 Array = jax.Array
@@ -28,12 +29,13 @@ Tree = Any
 def prepare(run: Run) -> None:
     """Finds, filters and re-indexes the data set."""
     folder = run.folder / 'dataset'
-    if folder.exists():
+    if run.prepared:
         run.screen.say(f'prepare: {folder} is there')
         return
     began = time.monotonic()
     options = {name: getattr(run.config, name) for name in PREPARE_OPTIONS}
     data = prepare_data(run.config.dataset, seed=run.config.synthetic_seed, **options)
+    run.remember()
     sequences.save(data, folder)
     run.screen.say(f'prepare: {sequences.describe(data)}')
     run.screen.say(f'prepare: {duration(time.monotonic() - began)}, in {folder}')
@@ -68,12 +70,14 @@ def _train(run: Run, stage: str, epochs: int, learning_rate: float) -> None:
     config, screen = run.config, run.screen
     module = run.module(stage)
     key = _key(config, stage)
-    with run.checkpoints(stage) as checkpoints:
+    with records.locked(run.folder), run.checkpoints(stage) as checkpoints:
+        checkpoints.tidy()
         if checkpoints.progress().get('finished'):
             screen.say(f'{stage}: finished before')
             return
         params = initial(module, jax.random.fold_in(key, 0))
-        if stage == 'finetune' and config.finetune_from == 'pretrain':
+        fresh = checkpoints.last_step() is None
+        if fresh and stage == 'finetune' and config.finetune_from == 'pretrain':
             params = _operate(run, params, key)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         screen.say(f'{stage}: {label(config, stage)}, {count:,} parameters')
@@ -94,6 +98,7 @@ def _train(run: Run, stage: str, epochs: int, learning_rate: float) -> None:
                 screen=screen,
                 scalars=scalars,
                 data_sha256=run.data.card['fingerprint'],
+                machine=machine(),
             )
     screen.say(
         f'{stage}: best epoch {progress.best_epoch} of {progress.epoch}, validation NDCG@20 '
@@ -117,16 +122,31 @@ def _operate(run: Run, fresh: Tree, key: Array) -> Tree:
             f'{folder} is not there: no backbone to fine-tune; add pretrain to --stages, or '
             'fine-tune with --finetune_from=scratch'
         )
+    if source:
+        _refuse_other_backbone(run, source)
     with run.checkpoints('pretrain', source) as checkpoints:
         if not checkpoints.progress().get('finished'):
             raise UserError(f'{folder} holds no finished backbone; run its pretrain stage first')
         like = jax.eval_shape(functools.partial(initial, backbone), jax.random.key(0))
         pretrained = checkpoints.restore(best=like)['best']
     config = run.config
-    plan = fame.plan(
-        run.module('finetune'), jax.random.fold_in(key, 2), config.expert_init, config.expert_noise
-    )
+    plan = build_plan(config.model, config, run.module('finetune'), jax.random.fold_in(key, 2))
     return surgery.transplant(pretrained, fresh, plan)
+
+
+def _refuse_other_backbone(run: Run, source: str) -> None:
+    """A backbone trained with other fields might fit by its shapes and mean something else."""
+    theirs = config_lib.read(Path(source) / 'flags.cfg')
+    module = type(run.module('pretrain'))
+    differ = [
+        f'--{field.name}={getattr(run.config, field.name)} (there: {getattr(theirs, field.name)})'
+        for field in dataclasses.fields(module)
+        if field.name in config_lib.fields()
+        and field.name not in ('dropout', 'dtype')
+        and getattr(run.config, field.name) != getattr(theirs, field.name)
+    ]
+    if differ:
+        raise UserError(f'--backbone_from={source} is another model: {", ".join(differ)}')
 
 
 def epochs_of(run: Run) -> Callable[[int], train.Epoch]:
@@ -170,12 +190,14 @@ def _scalars(folder: Path) -> Iterator[Callable[[str, int, dict[str, float]], No
     """TensorBoard's writer as a function (stage, step, values)."""
     from tensorboardX import SummaryWriter  # here, for it is slow to import
 
-    with explain_os_errors(f'writing TensorBoard events in {folder}'):
+    doing = f'writing TensorBoard events in {folder}'
+    with explain_os_errors(doing):
         writer = SummaryWriter(str(folder))
 
     def scalars(stage: str, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
+        with explain_os_errors(doing):
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
 
     try:
         yield scalars

@@ -55,6 +55,7 @@ class Progress:
     seconds: float = 0.0  # of training and validation, over all attempts
     finished: bool = False
     data_sha256: str = ''
+    machine: dict = dataclasses.field(default_factory=dict)  # that it began on
     key: list[int] = dataclasses.field(default_factory=list)
 
 
@@ -126,6 +127,7 @@ def fit(
     screen: Screen,
     scalars: Callable[[str, int, dict[str, float]], None],
     data_sha256: str,
+    machine: dict[str, Any],
 ) -> tuple[Tree, Progress]:
     """Trains one stage to its end, from its checkpoint if there is one.
 
@@ -134,7 +136,7 @@ def fit(
 
     Raises:
       Interrupted: after SIGTERM or SIGINT; everything is saved.
-      UserError: when the loss is no number, or the checkpoint is of other data.
+      UserError: when the loss or a score is no number.
     """
     # 1. Start: from the stage's own checkpoint, or from the parameters given.
     state = State(jnp.int32(0), params, optimizer.init(params))
@@ -151,10 +153,10 @@ def fit(
         metrics.keep(lambda line: line.get('stage') != stage or line['epoch'] <= progress.epoch)
     else:
         best = copy(params)
-        progress.data_sha256 = data_sha256
+        progress.data_sha256, progress.machine = data_sha256, machine
         progress.key = np.asarray(jax.random.key_data(key)).tolist()
         metrics.keep(lambda line: line.get('stage') != stage)
-        values = validate(params)
+        values = judge(validate, params, progress, stage)
         progress.best_value = values[SELECT_ON]
         metrics.append(stage=stage, step=0, epoch=0, split='validation', **values)
         screen.say(f'{stage}: before the first step, validation {tell(values)}')
@@ -186,9 +188,11 @@ def fit(
                 add_loss(progress, pending, stage)
                 pending = sums
                 speed = (done - start) / (time.monotonic() - began)
-                screen.step(**bar_values(progress, speed, data, limits, done))
+                if screen.mode == 'bar':
+                    screen.step(**bar_values(progress, speed, data, limits, done))
                 due = limits.checkpoint_every and done % limits.checkpoint_every == 0
-                if heard or due:
+                # A save at the last step is the epoch's end's; one step has one checkpoint.
+                if (heard or due) and done < data.num_steps:
                     add_loss(progress, pending, stage)
                     pending = None
                     progress.data = data.batches.get_state()
@@ -202,7 +206,7 @@ def fit(
             seconds = time.monotonic() - began
 
             # 3. Judge, keep the best, and save.
-            values = validate(state.params)
+            values = judge(validate, state.params, progress, stage)
             progress.epoch += 1
             progress.stale += 1
             if values[SELECT_ON] > progress.best_value:
@@ -227,7 +231,7 @@ def fit(
                 f'{stage} {progress.epoch}/{limits.epochs}: loss {loss:.4f}, validation '
                 f'{tell(values)}{best_so_far}, {rate:,.0f} histories/s, {duration(seconds)}'
             )
-            if heard and not progress.finished:
+            if heard:
                 raise Interrupted(heard[0], stage, progress.step)
     return best, progress
 
@@ -247,16 +251,27 @@ def read_progress(checkpoints: Checkpoints) -> Progress:
     return Progress(**found)
 
 
+def judge(
+    validate: Callable[[Tree], dict[str, float]], params: Tree, progress: Progress, stage: str
+) -> dict[str, float]:
+    """Validation; parameters that have become no numbers are told like such a loss."""
+    try:
+        return validate(params)
+    except FloatingPointError as error:
+        raise UserError(_diverged(f'a score is NaN after step {progress.step}', stage)) from error
+
+
+def _diverged(what: str, stage: str) -> str:
+    return f'{stage}: {what}; lower the learning rate and run in another --workdir'
+
+
 def add_loss(progress: Progress, sums: tuple[Array, Array] | None, stage: str) -> None:
     """Adds a step's sums to the epoch's, and stops on a loss that is no number."""
     if sums is None:
         return
     total, count = float(sums[0]), float(sums[1])
     if not np.isfinite(total):
-        raise UserError(
-            f'{stage}: the loss is {total} at or before step {progress.step}; '
-            'lower the learning rate and run in another --workdir'
-        )
+        raise UserError(_diverged(f'the loss is {total} at or before step {progress.step}', stage))
     progress.loss_sum += total
     progress.loss_count += count
 

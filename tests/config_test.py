@@ -143,10 +143,10 @@ def test_text_has_one_flag_a_line_and_headings():
 # Which value wins: command line, stored run, --reading, default.
 
 
-def test_the_command_line_wins_over_the_stored_run(workdir):
+def test_a_stored_run_gives_what_it_is_and_not_how_it_was_run(workdir):
     place = stored_run(workdir, '--seed=3\n--eval_users=7\n')
     config = config_lib.parse([place])
-    assert (config.seed, config.eval_users) == (3, 7)
+    assert (config.seed, config.eval_users) == (3, 1024)
     config = config_lib.parse([place, '--eval_users=9'])
     assert (config.seed, config.eval_users) == (3, 9)
 

@@ -30,8 +30,9 @@ def log_text(time='{t}', rating='5'):
 
 
 def snapshot(folder):
-    """Every file below a folder, with its bytes."""
-    return {p: p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+    """Every file below a folder, with its bytes; but the flags, which learn of further stages."""
+    files = (p for p in sorted(folder.rglob('*')) if p.is_file() and p.name != 'flags.cfg')
+    return {p: p.read_bytes() for p in files}
 
 
 def refused(capsys, *argv):
@@ -201,7 +202,9 @@ def test_a_checkpoint_of_other_data_or_another_model(tmp_path, capsys):
     line = refused(capsys, *tune, '--synthetic_seed=7', f'--workdir={tmp_path / "a"}')
     assert 'other data' in line
     line = refused(capsys, *tune, '--num_blocks=3', f'--workdir={tmp_path / "b"}')
-    assert 'block_2' in line and str(one) in line
+    assert '--num_blocks=3 (there: 2)' in line and str(one) in line
+    line = refused(capsys, *tune, '--similarity=dot', f'--workdir={tmp_path / "c"}')
+    assert '--similarity=dot (there: cosine)' in line
     # The other run's checkpoints put in this run's place.
     (other / 'checkpoints').rename(tmp_path / 'moved')
     (one / 'checkpoints').rename(other / 'checkpoints')

@@ -179,3 +179,14 @@ def test_metrics_that_cannot_be_written_are_told(tmp_path):
     with pytest.raises(UserError) as error:
         metrics.append(step=1)
     assert str(metrics.path) in one_line(error)
+
+
+def test_one_process_trains_in_a_folder(tmp_path):
+    with (
+        records.locked(tmp_path),
+        pytest.raises(UserError, match='another process'),
+        records.locked(tmp_path),
+    ):
+        pass
+    with records.locked(tmp_path):
+        pass

@@ -144,6 +144,12 @@ def test_killed_at_random_moments_in_each_stage_ends_bit_identical(
     assert_same(workdir, reference)
 
 
+def test_a_checkpoint_at_every_step_changes_nothing(undisturbed, cache, tmp_path):
+    """Also at the last step of an epoch, where two saves would meet."""
+    finish(tmp_path / 'run', cache, '--checkpoint_every=1')
+    assert_same(tmp_path / 'run', undisturbed[0])
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_first_and_the_same_command_goes_on(number, undisturbed, cache, tmp_path):
     reference, _ = undisturbed
@@ -192,4 +198,4 @@ def test_evaluate_restores_the_parameters_alone_also_on_other_devices(
             (step.parent.parent / f'{stage}_optimizer').rename(step / 'optimizer')
     after = json.loads((reference / 'results.json').read_text())
     assert after['results'] == before
-    assert after['card']['device']['count'] == 3
+    assert after['card']['judged_on']['device']['count'] == 3

@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fame_jax import surgery
 from fame_jax.config import Config
-from fame_jax.models import objective
+from fame_jax.models import fame, objective
 from fame_jax.models.fame import FAME
 from fame_jax.models.sasrec import SASRec
 
@@ -21,14 +22,25 @@ class Row(NamedTuple):
     module: type[nn.Module]
     objective: Callable[..., Any]
     options: tuple[str, ...]  # config fields that the objective takes
-    backbone: str | None  # what is pre-trained and turned into it
+    title: str  # in results
+    backbone: str | None = None  # what is pre-trained and turned into it
+    plan: Callable[..., Any] | None = None  # how: (module, key, **plan_options) -> surgery.Plan
+    plan_options: tuple[str, ...] = ()
 
 
 NEXT_ITEM_OPTIONS = ('loss', 'num_negatives', 'chunk_tokens', 'chunk_items')
 
 MODELS = {
-    'fame': Row(FAME, objective.next_item, NEXT_ITEM_OPTIONS, 'sasrec'),
-    'sasrec': Row(SASRec, objective.next_item, NEXT_ITEM_OPTIONS, None),
+    'fame': Row(
+        FAME,
+        objective.next_item,
+        NEXT_ITEM_OPTIONS,
+        title='FAME',
+        backbone='sasrec',
+        plan=fame.plan,
+        plan_options=('expert_init', 'expert_noise'),
+    ),
+    'sasrec': Row(SASRec, objective.next_item, NEXT_ITEM_OPTIONS, title='SASRec'),
 }
 
 
@@ -60,3 +72,9 @@ def build_objective(name: str, config: Config) -> Callable[..., Any]:
         return row.objective(module, params, batch, key, **options)
 
     return objective_of
+
+
+def build_plan(name: str, config: Config, module: nn.Module, key: jax.Array) -> surgery.Plan:
+    """How the model grows out of its backbone, the plan's options filled from the config."""
+    row = MODELS[name]
+    return row.plan(module, key, **{option: getattr(config, option) for option in row.plan_options})
