@@ -147,6 +147,7 @@ def label(config: Config, stage: str) -> str:
     names |= {'finetune_from'} if stage == 'finetune' else set()
     own = {f: getattr(config, f) for f in config_lib.fields() if f in names}
     told = {f: v for f, v in own.items() if v != config_lib.fields()[f].default}
+    told = {f: v for f, v in told.items() if not f.startswith('chunk_')}  # the same loss
     parts = []
     if 'num_experts' in own:
         told = {f: v for f, v in told.items() if f not in ('num_heads', 'num_experts')}

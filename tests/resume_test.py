@@ -122,7 +122,9 @@ def kill_when(process, seen, delay):
     return alive
 
 
-@pytest.mark.parametrize('seed', [0, 1])
+@pytest.mark.parametrize(
+    'seed', [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))]
+)
 def test_killed_at_random_moments_in_each_stage_ends_bit_identical(
     seed, undisturbed, cache, tmp_path
 ):
