@@ -110,11 +110,13 @@ def variants(base, quick):
     yield 'SASRec packed', {'model': 'sasrec'}
     yield f'SASRec padded to {base.config.max_length}', {'model': 'sasrec', **padded}
     yield 'SASRec packed, plain loss', {'model': 'sasrec', 'chunk_tokens': 0}
-    yield 'SASRec packed, 128 tokens a chunk', {'model': 'sasrec', 'chunk_tokens': 128}
+    yield 'SASRec packed, 256 tokens a chunk', {'model': 'sasrec', 'chunk_tokens': 256}
     yield 'SASRec packed, rbg', {'model': 'sasrec', 'random_bits': 'rbg'}
     yield 'SASRec packed, bfloat16', {'model': 'sasrec', 'dtype': 'bfloat16'}
     yield 'SASRec packed, 2,048 items a chunk', {'model': 'sasrec', 'chunk_items': 2048}
     yield 'FAME H 2 N 8 packed', {'num_experts': 8}
+    yield 'FAME H 2 N 8 packed, plain loss', {'num_experts': 8, 'chunk_tokens': 0}
+    yield 'FAME H 2 N 8 packed, 256 tokens a chunk', {'num_experts': 8, 'chunk_tokens': 256}
     yield f'FAME H 2 N 8 padded to {base.config.max_length}', {'num_experts': 8, **padded}
     for experts in (1, 4) if quick else (1, 2, 4, 16, 32):
         yield f'FAME H 2 N {experts} packed', {'num_experts': experts}

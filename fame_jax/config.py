@@ -149,7 +149,7 @@ class Config:
     num_negatives: int = _field(
         1, 'bce: per position; sampled: per step, shared by its positions.', low=1, high=10_000_000
     )
-    chunk_tokens: int = _field(256, 'ce: tokens at a time; 0: all of a step.', low=0)
+    chunk_tokens: int = _field(128, 'ce: tokens at a time; 0: all of a step.', low=0)
     chunk_items: int = _field(0, 'ce: items at a time; 0: all of them.', low=0)
     loss_positions: str = _field(
         'all', 'Positions that are trained, of each window of a history.', choices=('all', 'last')
