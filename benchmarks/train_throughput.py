@@ -3,8 +3,9 @@
     python -m benchmarks.train_throughput --dataset=toys --data_dir=DATA --json=FILE
 
 Variants take turns, a few steps at a time, so that a machine that slows down slows all of them;
-medians and P10/P90 are of single steps after compilation. Work is XLA's own count; its share is of
-the rate at which this device multiplies float32 matrices, measured in the same run. Runs unchanged
+medians and P10/P90 are of single steps after compilation. Work is XLA's own count, which takes the
+body of a loop once and so is too low for losses in chunks; its share is of the rate at which this
+device multiplies float32 matrices, measured in the same run. Runs unchanged
 on CPU and CUDA.
 """
 
