@@ -10,7 +10,7 @@ from absl import flags
 
 from fame_jax.errors import UserError, explain_os_errors
 
-STAGES = ('prepare', 'pretrain', 'finetune', 'evaluate')
+STAGES = ('prepare', 'text', 'pretrain', 'finetune', 'evaluate')
 
 
 def _field(default: Any, help: str, **about: Any) -> Any:
@@ -23,8 +23,9 @@ class Config:
     """One run, flat and frozen. A `runtime` field does not change what the run computes."""
 
     stages: tuple[str, ...] = _field(
-        STAGES,
-        'What to do, in this order; a stage that the workdir holds finished is skipped.',
+        tuple(stage for stage in STAGES if stage != 'text'),
+        'What to do, in this order; a stage that the workdir holds finished is skipped. text, of '
+        'FAME+, comes after prepare.',
         choices=STAGES,
         runtime=True,
         section='The run',
@@ -64,6 +65,73 @@ class Config:
         'split',
         'Training on a history over max_length: split in windows end to end, or its last window.',
         choices=('split', 'last'),
+    )
+
+    items: str = _field(
+        '',
+        "File of the items' texts and facets: JSON lines, CSV, movies.dat, ...; empty: the data "
+        "set's own.",
+        section='Item text (FAME+)',
+    )
+    item_id_column: str = _field('', "Column of the item's id in that file; empty: guess.")
+    text_fields: tuple[str, ...] = _field(
+        (), "Fields that make an item's text, in order; empty: all that are known."
+    )
+    facets: tuple[str, ...] = _field(
+        (),
+        'What head 1, 2, ... shall tell apart: brand, category2, leaf_category, categories, '
+        'genres, decade, director, cast, or a column; a+b is both in one; instance: each item by itself. '
+        'Fewer facets than heads: the others get instance; more: the first are merged. Empty: the '
+        'planted ones of the synthetic world.',
+    )
+    rarest_label: int = _field(2, 'Labels that fewer items hold are dropped.', low=1)
+    commonest_label: float = _field(
+        0.3, 'Labels that a larger share of the items hold are dropped.', low=0.001, high=1
+    )
+    shuffled_labels: bool = _field(False, 'Labels are dealt to the items anew: a control.')
+    text_encoder: str = _field(
+        'tfidf',
+        'tfidf (hashed words, truncated SVD), the folder of a BERT-like sentence encoder, or an '
+        '.npy of a row an item.',
+    )
+    text_cache: str = _field(
+        '', 'Folder of encoded texts; empty: in the cache folder.', runtime=True
+    )
+    text_design: str = _field(
+        'independent',
+        "independent: an MLP a head, and the item's vector is their outputs side by side; shared: "
+        "one linear map makes the item's vector, and the heads are W_f.",
+        choices=('independent', 'shared'),
+    )
+    text_alternation: str = _field(
+        'step',
+        "Facets take turns by step or by epoch; sum: one step on the facets' summed losses.",
+        choices=('step', 'epoch', 'sum'),
+    )
+    text_epochs: int = _field(50, 'Epochs of the facet objective.', low=0, high=1_000_000)
+    text_learning_rate: float = _field(1e-3, 'Adam, facet objective.', low=0, high=10)
+    text_labels_per_step: int = _field(64, 'Labels in a batch (P).', low=1, high=65_536)
+    text_items_per_label: int = _field(4, 'Items of each (S).', low=2, high=65_536)
+    text_temperature: float = _field(0.07, 'Of the contrast.', low=1e-3, high=100)
+    text_inner_width: int = _field(256, "Of the heads' MLPs.", low=1, high=65_536)
+    text_dropout: float = _field(0.1, 'Rate, on the text vectors.', low=0, high=0.99)
+    text_decorrelation: float = _field(0.0, 'Weight of the decorrelation of heads.', low=0)
+    text_orthogonality: float = _field(
+        0.0, 'shared: weight of the squared overlap of the W_f.', low=0
+    )
+    item_init: str = _field(
+        'random',
+        "The item table starts random, from the text stage's vectors (text), or from an .npy of a "
+        'row an item, in the order of dataset/ids.json, row 0 for the padding.',
+    )
+    item_scale: float = _field(
+        0.02, "Root mean square of a row's coordinates then.", low=1e-6, high=100
+    )
+    item_training: str = _field(
+        'trained',
+        'trained; frozen: the table stays as it starts; added: frozen, and a trained table by id '
+        'is added to it.',
+        choices=('trained', 'frozen', 'added'),
     )
 
     model: str = _field(
@@ -281,6 +349,15 @@ def check(config: Config) -> None:
     if config.model == 'fame' and 'pretrain' in config.stages and config.finetune_from == 'scratch':
         raise UserError(
             '--finetune_from=scratch uses no backbone; use --stages=prepare,finetune,evaluate'
+        )
+    if 'text' in config.stages and config.item_init != 'text':
+        raise UserError(
+            f'--item_init={config.item_init} makes no use of the stage text; add --item_init=text'
+        )
+    if config.item_training != 'trained' and config.item_init == 'random':
+        raise UserError(
+            f'--item_training={config.item_training} freezes a random item table; give it content '
+            'with --item_init=text'
         )
     if config.backbone_from and 'pretrain' in config.stages:
         raise UserError(

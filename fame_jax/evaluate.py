@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 
 Array = jax.Array
 
@@ -129,55 +128,3 @@ def popularity(items: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarra
     """
     count_V = np.bincount(items, minlength=num_items + 1).astype(np.float32)
     return np.ones(1, np.float32), count_V[:, None]
-
-
-def neighbour_agreement(vector_VK: np.ndarray, label_VM: np.ndarray, neighbours: int) -> np.ndarray:
-    """How often an item's nearest neighbours share its label, less chance; 0 none, 1 always.
-
-    Args:
-      vector_VK: one vector an item, without the padding; neighbours are by cosine.
-      label_VM: int, each item's value on each facet.
-      neighbours: how many of them, if there are so many.
-
-    Returns:
-      float64 [M]: (agreement - chance) / (1 - chance), chance from the values' frequencies.
-    """
-    unit_VK = vector_VK / np.maximum(np.linalg.norm(vector_VK, axis=1, keepdims=True), 1e-12)
-    num_items, agreement_M = len(unit_VK), np.zeros(label_VM.shape[1])
-    neighbours = min(neighbours, num_items - 1)
-    for start in range(0, num_items, 512):  # so that no [V, V] is built
-        item_B = np.arange(start, min(start + 512, num_items))
-        cosine_BV = unit_VK[item_B] @ unit_VK.T
-        cosine_BV[np.arange(len(item_B)), item_B] = -np.inf
-        nearest_BS = np.argpartition(-cosine_BV, neighbours - 1, axis=1)[:, :neighbours]
-        same_BSM = label_VM[nearest_BS] == label_VM[item_B][:, None]
-        agreement_M += same_BSM.mean(axis=1).sum(axis=0) / num_items
-    frequency = [np.bincount(label_V) / len(label_V) for label_V in label_VM.T]
-    chance_M = np.array([np.sum(share**2) for share in frequency])
-    return (agreement_M - chance_M) / np.maximum(1 - chance_M, 1e-12)
-
-
-def match_heads(item_HVK: np.ndarray, label_VM: np.ndarray, neighbours: int = 10) -> dict[str, Any]:
-    """Which head carries which facet, by the one-to-one matching of most agreement.
-
-    Args:
-      item_HVK: each head's own item vectors x_v W_f^h, without the padding.
-      label_VM: int, each item's value on each facet.
-      neighbours: of an item, whose labels are compared.
-
-    Returns:
-      'agreement', H lists of M; 'matching', pairs (head, facet); 'matched' and 'unmatched', the
-      mean agreement of the pairs that are matched and of the others. Heads that carry no facet of
-      their own have the two alike.
-    """
-    agreement_HM = np.stack([neighbour_agreement(v, label_VM, neighbours) for v in item_HVK])
-    head, facet = scipy.optimize.linear_sum_assignment(-agreement_HM)
-    chosen_HM = np.zeros(agreement_HM.shape, bool)
-    chosen_HM[head, facet] = True
-    others = agreement_HM[~chosen_HM]
-    return {
-        'agreement': agreement_HM.tolist(),
-        'matching': [[int(h), int(m)] for h, m in zip(head, facet)],
-        'matched': float(agreement_HM[chosen_HM].mean()),
-        'unmatched': float(others.mean()) if others.size else None,
-    }

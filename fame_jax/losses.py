@@ -167,6 +167,55 @@ def sampled_cross_entropy(
     return _weigh(jax.nn.logsumexp(all_TS, axis=1) - positive_T, weight_T)
 
 
+def supervised_contrastive(
+    vector_BK: jax.Array, weight_BB: jax.Array, compared_BB: jax.Array, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted supervised contrast: each anchor against its positives among all it is compared to.
+
+        sum_i sum_p w_ip (log sum_a exp(s_ia) - s_ip) / sum_p w_ip,    s_ij = z_i . z_j / temperature
+
+    with a over all that i is compared to. L_out of Khosla et al. 2020 (arXiv 2004.11362, eq. 2) with
+    a weight for each positive, since labels may overlap in part. An anchor without positives
+    contributes nothing and is not counted. With one positive an anchor it is InfoNCE.
+
+    Args:
+      vector_BK: [B, K] float32, of unit length.
+      weight_BB: [B, B] float32 >= 0, 0 for a pair that is no positive.
+      compared_BB: [B, B] bool; a pair that is not compared is neither positive nor negative. An
+          anchor is never compared to itself.
+      temperature: > 0.
+
+    Returns:
+      The sum over anchors and the number of anchors with a positive, both float32 scalars.
+    """
+    compared_BB = compared_BB & ~jnp.eye(len(vector_BK), dtype=bool)
+    weight_BB = jnp.where(compared_BB, weight_BB, 0)
+    logit_BB = _matmul(vector_BK, vector_BK.T) / temperature
+    # A row that is compared to nothing would take the logarithm of zero, and its gradient.
+    alone_B1 = ~compared_BB.any(axis=1, keepdims=True)
+    heard_BB = jnp.where(compared_BB | alone_B1, logit_BB, -jnp.inf)
+    lost_BB = jax.nn.logsumexp(heard_BB, axis=1, keepdims=True) - logit_BB
+    total_B = weight_BB.sum(axis=1)
+    loss_B = (weight_BB * lost_BB).sum(axis=1) / jnp.where(total_B > 0, total_B, 1)
+    return _weigh(loss_B, (total_B > 0).astype(jnp.float32))
+
+
+def label_overlap(label_BS: jax.Array) -> jax.Array:
+    """Shared labels over labels of either (Jaccard), of every pair; 1 or 0 for single labels.
+
+    Args:
+      label_BS: [B, S] int32, distinct in a row, -1 for none.
+
+    Returns:
+      [B, B] float32; 0 where a row has no label.
+    """
+    num_B = (label_BS >= 0).sum(axis=1)
+    same_BBSS = label_BS[:, None, :, None] == label_BS[None, :, None, :]
+    shared_BB = (same_BBSS & (label_BS >= 0)[:, None, :, None]).sum(axis=(2, 3))
+    either_BB = num_B[:, None] + num_B[None, :] - shared_BB
+    return shared_BB / jnp.maximum(either_BB, 1).astype(jnp.float32)
+
+
 def draw_negatives(key: jax.Array, shape: tuple[int, ...], num_items: int) -> jax.Array:
     """Item ids drawn uniformly, with replacement, from 1..num_items; int32 of the given shape."""
     return jax.random.randint(key, shape, 1, num_items + 1, jnp.int32)

@@ -4,7 +4,7 @@ import functools
 import resource
 import sys
 import time
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ import numpy as np
 
 from fame_jax import config as config_lib
 from fame_jax import evaluate as judge
-from fame_jax import records, train
+from fame_jax import plots, probe, records, train
 from fame_jax.data import sequences
-from fame_jax.errors import UserError
+from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.models.build import initial
 from fame_jax.run import TRAINED, Run, label, machine, ranker
 from fame_jax.screen import table
@@ -23,6 +23,8 @@ Array = jax.Array
 Tree = Any
 
 SPLITS = ('validation', 'test')
+# How often training has seen a target, from and to.
+TARGETS = {'unseen': (0, 0), 'rare': (1, 5), 'common': (6, 2**31)}
 
 
 def evaluate(run: Run) -> None:
@@ -46,12 +48,15 @@ def evaluate(run: Run) -> None:
                 'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
             }
             results[stage] = {'model': label(run.config, stage)}
-            if stage == 'finetune' and run.data.item_facets is not None:
-                results[stage]['facets'] = _facets(run, params)
+            labels = _known_labels(run) if stage == 'finetune' else {}
+            if labels:
+                results[stage]['facets'] = _facets(run, params, labels)
     if not about:
         raise UserError(f'{run.folder} holds no trained model; run pretrain or finetune first')
+    times_seen = {split: _times_seen(run, split) for split in SPLITS}
     for (name, split), found in ranks.items():
         results[name][split] = {p: judge.metrics(getattr(found, p)) for p in judge.PROTOCOLS}
+        results[name].setdefault('by_target', {})[split] = by_target(found, times_seen[split])
     with records.replacing(run.folder / 'ranks.npz') as file:
         np.savez_compressed(
             file,
@@ -64,6 +69,24 @@ def evaluate(run: Run) -> None:
     card = protocol_card(run, about)
     records.write_json(run.folder / 'results.json', {'card': card, 'results': results})
     print(summary(run, results))
+
+
+def _times_seen(run: Run, split: Literal['validation', 'test']) -> np.ndarray:
+    """How often each user's target occurs in the training part of all histories, [U]."""
+    items, _ = sequences.split_training(run.data)
+    _, _, target_U = sequences.held_out(run.data, split)
+    return np.bincount(items, minlength=run.data.num_items + 1)[target_U]
+
+
+def by_target(ranks: judge.Ranks, times_seen_U: np.ndarray) -> dict[str, Any]:
+    """The metrics of users whose target training never saw, rarely saw, and saw more often."""
+    found = {}
+    for name, (low, high) in TARGETS.items():
+        chosen_U = (times_seen_U >= low) & (times_seen_U <= high)
+        found[name] = {'users': int(chosen_U.sum())}
+        if chosen_U.any():
+            found[name] |= {p: judge.metrics(getattr(ranks, p)[chosen_U]) for p in judge.PROTOCOLS}
+    return found
 
 
 def _has_checkpoint(run: Run, stage: str) -> bool:
@@ -101,17 +124,47 @@ def _everyone_alike(query_D: Array, tokens_BL: Array, *_: Array) -> Array:
     return jnp.broadcast_to(query_D[None], (tokens_BL.shape[0], query_D.shape[0]))
 
 
-def _facets(run: Run, params: Tree) -> dict[str, Any]:
-    """How far FAME's heads recover the facets that are known."""
+def _known_labels(run: Run) -> dict[str, np.ndarray]:
+    """label_VS by facet, as the text stage found them or the synthetic world planted them."""
+    path = run.folder / 'text' / 'labels.npz'
+    if path.is_file():
+        with explain_os_errors(f'reading {path}'), np.load(path) as labels:
+            return {n.removesuffix('/items'): labels[n] for n in labels if n.endswith('/items')}
+    if run.data.item_facets is None:
+        return {}
+    return {f'facet_{m + 1}': label_V[:, None] for m, label_V in enumerate(run.data.item_facets.T)}
+
+
+def _facets(run: Run, params: Tree, labels: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What FAME's heads tell of the facets that are known; drawn where there was a text stage."""
     module = run.module('finetune')
     item_VD = module.apply({'params': params}, method='item_vectors')
-    facet_HDK = params['facet_block']['facet']
-    item_HVK = jnp.einsum('VD,HDK->HVK', item_VD[1:], facet_HDK)
-    found = judge.match_heads(np.asarray(item_HVK, np.float32), run.data.item_facets[1:])
-    whole = judge.neighbour_agreement(
-        np.asarray(item_VD[1:], np.float32), run.data.item_facets[1:], 10
-    )
-    return found | {'whole_vector': whole.tolist()}
+    item_HVK = jnp.einsum('VD,HDK->HVK', item_VD[1:], params['facet_block']['facet'])
+    known = {name: label_VS[1:] for name, label_VS in labels.items()}
+    found = probe.compare(np.asarray(item_HVK, np.float32), known, run.config.seed)
+    if (run.folder / 'text' / 'text.json').is_file():
+        _draw(run, np.asarray(item_VD[1:], np.float32), found)
+    return found
+
+
+def _draw(run: Run, item_VD: np.ndarray, found: dict[str, Any]) -> None:
+    """The pictures of FAME+: heads by facets from stage to stage, and a map of the items."""
+    folder = run.folder / 'text'
+    probes = records.read_json(folder / 'text.json')['probes']
+    stages = {'text, before': probes['before'], 'text, after': probes['after']}
+    plots.heads_by_facets(stages | {'fine-tuned': found}, run.folder / 'heads.svg')
+    item_B, xy = probe.flatten(item_VD, run.config.seed)
+    with np.load(folder / 'labels.npz') as labels:
+        names = {
+            name: _name_labels(labels[f'{name}/items'][1:][item_B], labels[f'{name}/names'])
+            for name in found['facets']
+        }
+    plots.item_map(xy, names, run.folder / 'items.svg')
+
+
+def _name_labels(label_BS: np.ndarray, names_C: np.ndarray) -> list[list[str]]:
+    """Each item's labels by name."""
+    return [[str(names_C[label]) for label in label_S if label >= 0] for label_S in label_BS]
 
 
 def summary(run: Run, results: dict[str, Any]) -> str:
@@ -125,10 +178,11 @@ def summary(run: Run, results: dict[str, Any]) -> str:
             [f'{metric}@{k}' for metric in ('hr', 'ndcg') for k in judge.CUTOFFS],
         ),
     ]
+    lines += [_tell_rare(results)]
     facets = results.get('finetune', {}).get('facets')
     if facets and facets['unmatched'] is not None:
         lines.append(
-            '\nHeads against planted facets: item neighbours agree '
+            '\nHeads against facets: item neighbours agree '
             f'{facets["matched"]:.3f} where head and facet are matched, '
             f'{facets["unmatched"]:.3f} where not (0 is chance, 1 always).'
         )
@@ -136,6 +190,20 @@ def summary(run: Run, results: dict[str, Any]) -> str:
         f'\nEverything of this run is in {run.folder}; results.json holds the protocol card.'
     )
     return '\n'.join(lines)
+
+
+def _tell_rare(results: dict[str, Any]) -> str:
+    """HR@10 for targets that training never or rarely saw, where there are such users."""
+    lines = []
+    for name, meaning in (('unseen', 'never'), ('rare', '1 to 5 times')):
+        of = {r['model']: r['by_target']['test'][name] for r in results.values()}
+        users = next(iter(of.values()))['users']
+        if users:
+            told = ', '.join(
+                f'{model} {found["masked"]["hr@10"]:.4f}' for model, found in of.items()
+            )
+            lines.append(f'\nTargets seen {meaning} in training ({users:,} users), HR@10: {told}.')
+    return ''.join(lines)
 
 
 def protocol_card(run: Run, stages: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax
 
 from fame_jax import config as config_lib
 from fame_jax import evaluate as judge
-from fame_jax import records, surgery, train
+from fame_jax import item_table, records, surgery, train
 from fame_jax.config import Config
 from fame_jax.data import pipeline, sequences
 from fame_jax.data.prepare import prepare as prepare_data
@@ -21,6 +21,7 @@ from fame_jax.models.build import build_objective, build_plan, initial
 from fame_jax.results import evaluate
 from fame_jax.run import TRAINED, Run, label, machine, ranker
 from fame_jax.screen import duration
+from fame_jax.text import text
 
 Array = jax.Array
 Tree = Any
@@ -76,12 +77,12 @@ def _train(run: Run, stage: str, epochs: int, learning_rate: float) -> None:
             screen.say(f'{stage}: finished before')
             return
         params = initial(module, jax.random.fold_in(key, 0))
-        fresh = checkpoints.last_step() is None
-        if fresh and stage == 'finetune' and config.finetune_from == 'pretrain':
-            params = _operate(run, params, key)
+        if checkpoints.last_step() is None:
+            params = _begin(run, stage, params, key)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         screen.say(f'{stage}: {label(config, stage)}, {count:,} parameters')
-        optimizer = train.make_optimizer(learning_rate, config.adam_b2, config.weight_decay)
+        frozen = () if config.item_training == 'trained' else ('frozen_table',)
+        optimizer = train.make_optimizer(learning_rate, config.adam_b2, config.weight_decay, frozen)
         objective = build_objective(run.name(stage), config)
         with _scalars(run.folder / 'tensorboard' / stage) as scalars:
             _, progress = train.fit(
@@ -110,6 +111,20 @@ def _key(config: Config, stage: str) -> Array:
     """The stage's random key; an rbg key draws faster, a threefry key the same everywhere."""
     impl = {'rbg': 'rbg', 'threefry': 'threefry2x32'}[config.random_bits]
     return jax.random.fold_in(jax.random.key(config.seed, impl=impl), TRAINED.index(stage))
+
+
+def _begin(run: Run, stage: str, params: Tree, key: Array) -> Tree:
+    """What a stage starts from: the backbone through surgery, item vectors, or chance."""
+    config, start = run.config, None
+    if config.item_init != 'random':
+        start = item_table.read(
+            config.item_init, run.folder / 'text', run.data.num_items, config.width
+        )
+    if stage == 'finetune' and config.finetune_from == 'pretrain':
+        params = _operate(run, params, key)
+    elif start:
+        params = item_table.fill(params, start, config.item_scale, config.item_training)
+    return item_table.align(params, start) if start and stage == 'finetune' else params
 
 
 def _operate(run: Run, fresh: Tree, key: Array) -> Tree:
@@ -205,4 +220,10 @@ def _scalars(folder: Path) -> Iterator[Callable[[str, int, dict[str, float]], No
         writer.close()
 
 
-STAGES = {'prepare': prepare, 'pretrain': pretrain, 'finetune': finetune, 'evaluate': evaluate}
+STAGES = {
+    'prepare': prepare,
+    'text': text,
+    'pretrain': pretrain,
+    'finetune': finetune,
+    'evaluate': evaluate,
+}

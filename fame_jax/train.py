@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -77,12 +77,23 @@ class Interrupted(Exception):
 
 
 def make_optimizer(
-    learning_rate: float, b2: float, weight_decay: float
+    learning_rate: float, b2: float, weight_decay: float, frozen: Collection[str] = ()
 ) -> optax.GradientTransformation:
-    """Adam, with decoupled weight decay if there is any."""
+    """Adam, with decoupled weight decay if there is any.
+
+    Parameters named in `frozen`, at the top of the tree, are left as they are and have no moments.
+    """
     if weight_decay:
-        return optax.adamw(learning_rate, b2=b2, weight_decay=weight_decay)
-    return optax.adam(learning_rate, b2=b2)
+        optimizer = optax.adamw(learning_rate, b2=b2, weight_decay=weight_decay)
+    else:
+        optimizer = optax.adam(learning_rate, b2=b2)
+    if not frozen:
+        return optimizer
+
+    def kinds(params: Tree) -> dict[str, str]:
+        return {name: 'frozen' if name in frozen else 'trained' for name in params}
+
+    return optax.multi_transform({'trained': optimizer, 'frozen': optax.set_to_zero()}, kinds)
 
 
 def make_step(

@@ -24,7 +24,7 @@ def another(name):
     if isinstance(default, bool):
         return not default
     if isinstance(default, tuple):
-        return default[:1]
+        return default[:1] or ('a b=c', 'é')
     if about.get('choices'):
         return next(choice for choice in about['choices'] if choice != default)
     if isinstance(default, str):

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from fame_jax.data import download
-from fame_jax.data.download import KNOWN, Known, locate
+from fame_jax.data.download import ITEMS, KNOWN, Known, locate, locate_items
 from fame_jax.errors import UserError
 
 CONTENT = b'1 2 3 4\n'
@@ -126,3 +126,80 @@ def test_addresses_are_pinned(name):
     assert re.fullmatch('[0-9a-f]{64}', known.sha256)
     assert known.url.startswith('https://') and known.home in known.places
     assert 'grouplens.org' in known.url or re.search('/[0-9a-f]{40}/', known.url)
+
+
+@pytest.mark.parametrize(
+    'name, place',
+    [
+        ('toys', 'amazon/Toys_and_Games_items.jsonl.gz'),
+        ('beauty', 'Beauty_items.jsonl'),
+        ('scientific', 'amazon-scientific/Scientific_items.jsonl.gz'),
+        ('ml-1m', 'ml-1m/ml-1m_items.jsonl.gz'),
+        ('ml-20m', 'ml-20m_items.csv'),
+    ],
+)
+def test_items_of_known_data_are_found(world, name, place):
+    path = put(world / 'env' / place)
+    assert locate_items(name) == path
+    better = put(world / 'named' / place)
+    assert locate_items(name, str(world / 'named')) == better
+
+
+@pytest.mark.parametrize(
+    'name, log, items',
+    [
+        ('ml-1m', 'ml-1m/ratings.dat', 'ml-1m/movies.dat'),
+        ('ml-1m', 'ml-1m/ml-1m.inter', 'ml-1m/ml-1m.item'),
+        ('ml-1m', 'ml-1m.zip', 'ml-1m.zip'),
+        ('ml-100k', 'ml-100k/u.data', 'ml-100k/u.item'),
+        ('ml-100k', 'ml-100k/ml-100k.inter', 'ml-100k/ml-100k.item'),
+        ('ml-20m', 'ml-20m/ratings.csv', 'ml-20m/movies.csv'),
+    ],
+)
+def test_what_came_with_the_original_log_is_found(world, name, log, items):
+    put(world / 'env' / log)
+    path = put(world / 'env' / items)
+    assert locate_items(name) == path
+
+
+def test_original_items_are_not_laid_beside_a_renumbered_log(world):
+    """The ids of ml-1m.txt are its own: the original movies would be matched wrongly."""
+    put(world / 'env' / 'ml-1m' / 'ml-1m.txt.gz')
+    for place in ('env/ml-1m/movies.dat', 'cache/fame_jax/ml-1m.zip'):
+        put(world / place)
+    with pytest.raises(UserError, match="describes the items of data set 'ml-1m'"):
+        locate_items('ml-1m')
+
+
+@pytest.mark.parametrize('name', sorted(KNOWN))
+def test_missing_items_say_where_they_belong(world, name):
+    with pytest.raises(UserError, match='--items') as caught:
+        locate_items(name, str(world / 'named'))
+    assert str(world / 'named' / f'{ITEMS[name][0]}.jsonl.gz') in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'log, items',
+    [
+        ('my.txt', 'my_items.jsonl.gz'),
+        ('my.txt.gz', 'my_items.jsonl'),
+        ('my.log.csv', 'my.log_items.csv'),
+        ('my.inter', 'my.item'),
+        ('ratings.dat', 'movies.dat'),
+        ('my.zip', 'my.zip'),
+    ],
+)
+def test_items_beside_a_log_are_found(world, log, items):
+    path = put(world / 'here' / log)
+    found = put(world / 'here' / items)
+    assert locate_items(str(path)) == locate_items(path) == found
+    assert locate_items(log, str(world / 'here')) == found
+
+
+def test_a_log_alone_is_told(world):
+    path = put(world / 'here' / 'my.txt')
+    put(world / 'here' / 'my.item')
+    with pytest.raises(UserError, match=r'my_items\.jsonl\.gz, or name one with --items') as caught:
+        locate_items(path)
+    assert str(caught.value).startswith(f'{path}: ')

@@ -18,8 +18,9 @@ LEVELS = (
     ('stages',),
     ('text',),
     ('results',),
-    ('run', 'train', 'serve'),
-    ('models', 'data', 'evaluate', 'plots', 'screen'),
+    ('run', 'train', 'serve', 'item_table', 'contrast'),
+    ('encoder',),
+    ('models', 'data', 'evaluate', 'probe', 'plots', 'screen'),
     ('losses', 'batch', 'config', 'checkpoint', 'surgery', 'records', 'sharding'),
     ('errors',),
 )
@@ -31,6 +32,7 @@ ONLY = {
     'losses': set(),
     'batch': set(),
     'errors': set(),
+    'probe': {'batch', 'errors'},
     'surgery': {'errors'},
     'records': {'errors'},
 }
@@ -52,7 +54,7 @@ FORBIDDEN = {
 OUTSIDE = {'tests', 'benchmarks', 'experiments'}
 READS_FLAGS = {'fame_jax.main', 'fame_jax.config'}
 # Files of models/ that every paper's model may use; a paper's file is none of them.
-SHARED_MODELS = {'layers', 'sasrec', 'objective'}
+SHARED_MODELS = {'layers', 'sasrec', 'objective', 'projection', 'bert'}
 
 
 def imports(module: str, source: str, package: bool = False) -> list[str]:

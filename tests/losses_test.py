@@ -448,3 +448,100 @@ def test_negatives_are_uniform_over_the_items(key):
     np.testing.assert_allclose(counts[1:], 10_000, atol=5 * math.sqrt(60_000 * 1 / 6 * 5 / 6))
     np.testing.assert_array_equal(losses.draw_negatives(key, (300, 200), 6), drawn)
     assert (losses.draw_negatives(key, (5,), 1) == 1).all()
+
+
+# Supervised contrast.
+
+
+def contrast_by_loop(vector_BK, weight_BB, compared_BB, temperature):
+    """A pair at a time, in float64."""
+    total, count = 0.0, 0
+    for i, anchor in enumerate(np.asarray(vector_BK, np.float64)):
+        others = [a for a in range(len(vector_BK)) if a != i and compared_BB[i, a]]
+        logit = {a: float(anchor @ vector_BK[a]) / temperature for a in others}
+        positives = [p for p in others if weight_BB[i, p] > 0]
+        if not positives:
+            continue
+        log_all = math.log(sum(math.exp(s) for s in logit.values()))
+        lost = sum(weight_BB[i, p] * (log_all - logit[p]) for p in positives)
+        total += lost / sum(weight_BB[i, p] for p in positives)
+        count += 1
+    return total, count
+
+
+def unit_vectors(batch, width, seed):
+    vector_BK = np.random.default_rng(seed).normal(size=(batch, width))
+    return (vector_BK / np.linalg.norm(vector_BK, axis=1, keepdims=True)).astype(np.float32)
+
+
+def everyone(batch):
+    return np.ones((batch, batch), bool)
+
+
+label_sets = st.lists(st.lists(st.integers(0, 4), max_size=3, unique=True), min_size=1, max_size=7)
+
+
+def slots(sets):
+    """Label sets as label_BS."""
+    label_BS = np.full((len(sets), max(1, *map(len, sets))), -1, np.int32)
+    for i, labels in enumerate(sets):
+        label_BS[i, : len(labels)] = sorted(labels)
+    return label_BS
+
+
+@settings(max_examples=30, deadline=None)
+@given(label_sets, st.integers(0, 100))
+def test_label_overlap_and_contrast_against_loops(sets, seed):
+    weight_BB = np.array(
+        [[len({*a} & {*b}) / max(len({*a} | {*b}), 1) for b in sets] for a in sets], np.float32
+    )
+    np.testing.assert_allclose(losses.label_overlap(slots(sets)), weight_BB, rtol=1e-6)
+    vector_BK = unit_vectors(len(sets), 3, seed)
+    compared_BB = np.random.default_rng(seed).random(weight_BB.shape) < 0.7
+    expected = contrast_by_loop(vector_BK, weight_BB, compared_BB, 0.5)
+    found = losses.supervised_contrastive(vector_BK, weight_BB, compared_BB, 0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_contrast_of_four_items_by_hand():
+    """Two labels of two items, at right angles: each anchor's others are 1, 0 and 0 away."""
+    vector_BK = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32)
+    weight_BB = losses.label_overlap(np.array([[0], [0], [1], [1]]))
+    total, count = losses.supervised_contrastive(vector_BK, weight_BB, everyone(4), 0.5)
+    assert count == 4
+    np.testing.assert_allclose(total, 4 * (math.log(math.e**2 + 2) - 2), rtol=1e-6)
+    # The labels the other way round: each positive is as far as can be.
+    weight_BB = losses.label_overlap(np.array([[0], [1], [0], [1]]))
+    total, _ = losses.supervised_contrastive(vector_BK, weight_BB, everyone(4), 0.5)
+    np.testing.assert_allclose(total, 4 * math.log(math.e**2 + 2), rtol=1e-6)
+    # An item of both labels is half a positive to either; the fourth has none and is not counted.
+    label_BS = np.array([[0, -1], [0, 1], [1, -1], [-1, -1]])
+    weight_BB = losses.label_overlap(label_BS)
+    np.testing.assert_array_equal(
+        weight_BB, [[1, 1 / 2, 0, 0], [1 / 2, 1, 1 / 2, 0], [0, 1 / 2, 1, 0], [0, 0, 0, 0]]
+    )
+    total, count = losses.supervised_contrastive(vector_BK, weight_BB, everyone(4), 1.0)
+    log_all = math.log(math.e + 2)  # the same for all: one other is near, two are far
+    expected = (log_all - 1) + (log_all - 1 / 2) + log_all
+    np.testing.assert_allclose([total, count], [expected, 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'label_BS',
+    [[[0]] * 4, [[-1]] * 4, [[0], [1], [2], [3]], [[0], [0], [-1], [1]]],
+    ids=['one label', 'no label', 'no pair', 'some'],
+)
+@pytest.mark.parametrize('identical', [True, False])
+@pytest.mark.parametrize('compared', [True, False])
+def test_contrast_has_finite_gradients(label_BS, identical, compared):
+    vector_BK = np.tile(unit_vectors(1, 3, 0), (4, 1)) if identical else unit_vectors(4, 3, 0)
+    weight_BB = losses.label_overlap(np.array(label_BS))
+
+    def total(vector_BK):
+        return losses.supervised_contrastive(vector_BK, weight_BB, everyone(4) & compared, 0.07)[0]
+
+    value, slope_BK = jax.value_and_grad(total)(vector_BK)
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(slope_BK))
+    has_pair = compared and np.any(np.asarray(weight_BB) * (1 - np.eye(4)))
+    assert (value > 0) == has_pair

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fame_jax.data import sequences
-from fame_jax.data.synthetic import generate
+from fame_jax.data.synthetic import describe_items, generate
 from fame_jax.errors import UserError
 
 
@@ -91,3 +91,44 @@ def test_twenty_thousand_users_take_seconds():
     world = generate(users=20_000, items=5000)
     assert world.num_users == 20_000
     assert time.perf_counter() - began < 10
+
+
+def test_texts_are_drawn_from_their_seed(world):
+    first, again = (describe_items(world.item_facets, seed=4) for _ in range(2))
+    assert first.texts == again.texts and first.titles == again.titles
+    assert describe_items(world.item_facets, seed=5).texts != first.texts
+
+
+def test_labels_are_the_planted_values(world):
+    items = describe_items(world.item_facets)
+    assert [facet.name for facet in items.facets] == ['facet_1', 'facet_2', 'facet_3']
+    for facet, values in zip(items.facets, world.item_facets.T):
+        assert np.array_equal(facet.label_VS, values[:, None])
+        assert len(facet.labels) == 12 and facet.labels == sorted(facet.labels)
+    assert len(items.texts) == len(items.titles) == world.num_items + 1
+    assert items.texts[0] == items.titles[0] == '' and all(items.texts[1:])
+
+
+def test_texts_tell_the_facets_but_not_always(world):
+    """Words that only one value's items have: most items hold some, a few hold none."""
+    items = describe_items(world.item_facets)
+    texts = [set(text.split()) for text in items.texts]
+    everywhere = set().union(*texts)
+    for values in world.item_facets.T:
+        spoken = {word: set() for word in everywhere}
+        for value, text in zip(values, texts):
+            for word in text:
+                spoken[word].add(value)
+        own = {word for word, said in spoken.items() if len(said) == 1}
+        assert all(len([w for w in own if spoken[w] == {value}]) >= 4 for value in range(12))
+        told = np.mean([any(word in own for word in text) for text in texts[1:]])
+        assert 0.9 < told < 1
+
+
+def test_an_unknown_value_is_not_written_of():
+    facets = np.array([[-1, -1], [0, 0], [1, 0], [0, 1], [-1, -1]], np.int32)
+    items = describe_items(facets)
+    assert items.facets[0].label_VS.tolist() == [[-1], [0], [1], [0], [-1]]
+    assert items.facets[1].card['items'] == 3
+    # Words of no meaning are left.
+    assert len(items.texts[4].split()) == 6

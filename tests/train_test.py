@@ -207,7 +207,7 @@ def test_fame_beats_popularity_by_far_where_facets_are_planted(tmp_path):
     floor = results['popularity']['test']['masked']['ndcg@10']
     assert results['finetune']['test']['masked']['ndcg@10'] > 1.5 * floor
     facets = results['finetune']['facets']
-    assert np.array(facets['agreement']).shape == (2, 2)
+    assert np.array(facets['neighbours']).shape == (2, 2)
     assert sorted(head for head, _ in facets['matching']) == [0, 1]
     assert facets['matched'] >= facets['unmatched']
 

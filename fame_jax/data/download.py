@@ -62,6 +62,21 @@ KNOWN = {
 }
 
 
+# What describes the items of a known data set, below a data folder, the first to be tried first.
+ITEMS = {
+    'toys': ('amazon/Toys_and_Games_items', 'Toys_and_Games_items'),
+    'beauty': ('amazon/Beauty_items', 'Beauty_items'),
+    'sports': ('amazon/Sports_and_Outdoors_items', 'Sports_and_Outdoors_items'),
+    'scientific': ('amazon-scientific/Scientific_items', 'Scientific_items'),
+    'ml-1m': ('ml-1m/ml-1m_items', 'ml-1m_items'),
+    'ml-100k': ('ml-100k/ml-100k_items', 'ml-100k_items'),
+    'ml-20m': ('ml-20m/ml-20m_items', 'ml-20m_items'),
+}
+ENDINGS = ('.jsonl.gz', '.jsonl', '.csv', '.csv.gz', '.tsv', '.tsv.gz')
+# The original items, by the original log; a prepared .txt may number its items anew.
+ORIGINAL = {'ratings.dat': 'movies.dat', 'ratings.csv': 'movies.csv', 'u.data': 'u.item'}
+
+
 def locate(name: str, data_dir: str = '') -> Path:
     """Returns the file of a known data set, downloaded into the cache folder if there is none.
 
@@ -92,6 +107,59 @@ def list_folders(data_dir: str = '') -> list[Path]:
     """Returns the folders to look in, the first first; the last is the user's cache folder."""
     named = [folder for folder in (data_dir, os.environ.get('FAME_JAX_DATA', '')) if folder]
     return [Path(folder).expanduser() for folder in (*named, pooch.os_cache('fame_jax'))]
+
+
+def locate_items(dataset: str | os.PathLike, data_dir: str = '') -> Path:
+    """Returns the file that describes a data set's items; nothing is downloaded.
+
+    For the log X.txt it is X_items.jsonl.gz beside it (or another of ENDINGS), for X.inter also
+    X.item, for MovieLens' own logs the file of films beside them or in the same zip.
+
+    Args:
+      dataset: a key of KNOWN, or the path of a log.
+      data_dir: looked in first; then $FAME_JAX_DATA, then the user's cache folder.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if dataset not in KNOWN:
+        return _find_beside(Path(dataset).expanduser(), data_dir)
+    folders = list_folders(data_dir)
+    for folder in folders:
+        for stem in ITEMS[dataset]:
+            for ending in ENDINGS:
+                if (folder / f'{stem}{ending}').is_file():
+                    return folder / f'{stem}{ending}'
+    logs = [folder / place for folder in folders for place in KNOWN[dataset].places]
+    log = next((path for path in logs if path.is_file()), None)
+    items = _find_original(log) if log else None
+    if not items:
+        target = folders[0] / f'{ITEMS[dataset][0]}{ENDINGS[0]}'
+        raise UserError(
+            f"no file describes the items of data set '{dataset}'; put one at {target}, "
+            'or name one with --items'
+        )
+    return items
+
+
+def _find_beside(log: Path, data_dir: str) -> Path:
+    log = log if log.exists() or not data_dir else Path(data_dir).expanduser() / log
+    stem = log.name.removesuffix('.gz').rpartition('.')[0] or log.name
+    beside = [log.with_name(f'{stem}_items{ending}') for ending in ENDINGS]
+    items = next((path for path in beside if path.is_file()), None) or _find_original(log)
+    if not items:
+        what = f'no file beside it describes its items; put one at {beside[0]}'
+        raise UserError(f'{log}: {what}, or name one with --items')
+    return items
+
+
+def _find_original(log: Path) -> Path | None:
+    """Returns what came with a log from its makers: MovieLens' films, RecBole's X.item."""
+    name = log.name.removesuffix('.gz')
+    if name.endswith('.zip'):
+        return log if log.is_file() else None
+    items = log.with_name(ORIGINAL.get(name, f'{name.removesuffix(".inter")}.item'))
+    return items if items.is_file() else None
 
 
 def _download(name: str, known: Known, folders: list[Path]) -> Path:

@@ -32,13 +32,17 @@ class SASRec(nn.Module):
     similarity: str
     temperature: float
     tied_items: bool
+    item_training: str
     attention_bias: bool
     attention_scale: str
     dtype: Any
 
     def setup(self) -> None:
         shape_VD = (self.num_items + 1, self.width)
-        self.item_table = self.param('item_table', layers.normal_init, shape_VD)
+        if self.item_training != 'frozen':
+            self.item_table = self.param('item_table', layers.normal_init, shape_VD)
+        if self.item_training != 'trained':
+            self.frozen_table = self.param('frozen_table', layers.normal_init, shape_VD)
         if not self.tied_items:
             self.output_table = self.param('output_table', layers.normal_init, shape_VD)
         if self.positions != 'relative':
@@ -83,7 +87,7 @@ class SASRec(nn.Module):
         Returns:
           query_BLD, or [B, 1, D] if `last`; and each block's named intermediates.
         """
-        x_BLD = self.item_table[tokens_BL]
+        x_BLD = self.read(tokens_BL)
         if self.positions != 'relative':
             x_BLD += self.position_table[positions_BL]
         x_BLD = self.input_norm(x_BLD.astype(self.dtype))
@@ -95,9 +99,16 @@ class SASRec(nn.Module):
             x_BLD, out[block.name] = block(x_BLD, mask_BLL, train=train, last=last and final)
         return self.comparable(x_BLD, self.temperature), out
 
+    def read(self, items: Any) -> Array:
+        """Rows of the table that items are read from; the frozen part has no gradient."""
+        if self.item_training == 'trained':
+            return self.item_table[items]
+        row = jax.lax.stop_gradient(self.frozen_table)[items]
+        return row if self.item_training == 'frozen' else row + self.item_table[items]
+
     def item_vectors(self) -> Array:
         """What queries are multiplied with, [V + 1, D] by item id; row 0 is the padding's."""
-        table_VD = self.item_table if self.tied_items else self.output_table
+        table_VD = self.read(...) if self.tied_items else self.output_table
         return self.comparable(table_VD.astype(self.dtype))
 
     def query_and_items(self, *arguments: Any, **options: Any) -> tuple[Array, Array]:
