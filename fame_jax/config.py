@@ -80,9 +80,9 @@ class Config:
     facets: tuple[str, ...] = _field(
         (),
         'What head 1, 2, ... shall tell apart: brand, category2, leaf_category, categories, '
-        'genres, decade, director, cast, or a column; a+b is both in one; instance: each item by itself. '
-        'Fewer facets than heads: the others get instance; more: the first are merged. Empty: the '
-        'planted ones of the synthetic world.',
+        'genres, decade, director, cast, or a column; a+b is both in one; instance: each item by '
+        'itself. Fewer facets than heads: the others get instance; more: the first are merged. '
+        'Empty: the planted ones of the synthetic world.',
     )
     rarest_label: int = _field(2, 'Labels that fewer items hold are dropped.', low=1)
     commonest_label: float = _field(
@@ -92,7 +92,7 @@ class Config:
     text_encoder: str = _field(
         'tfidf',
         'tfidf (hashed words, truncated SVD), the folder of a BERT-like sentence encoder, or an '
-        '.npy of a row an item.',
+        '.npy with a row for the padding, then one an item, in the order of dataset/ids.json.',
     )
     text_cache: str = _field(
         '', 'Folder of encoded texts; empty: in the cache folder.', runtime=True
@@ -121,11 +121,11 @@ class Config:
     )
     item_init: str = _field(
         'random',
-        "The item table starts random, from the text stage's vectors (text), or from an .npy of a "
-        'row an item, in the order of dataset/ids.json, row 0 for the padding.',
+        "The item table starts random, from the text stage's vectors (text), or from an .npy with "
+        'the same rows.',
     )
     item_scale: float = _field(
-        0.02, "Root mean square of a row's coordinates then.", low=1e-6, high=100
+        0.08, "Root mean square of a row's coordinates then.", low=1e-6, high=100
     )
     item_training: str = _field(
         'trained',

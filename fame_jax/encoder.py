@@ -143,8 +143,8 @@ def read_vectors(path: Path, count: int) -> np.ndarray:
         raise UserError(f'{path}: holds {told}; wanted are floats [{count}, width]')
     if len(table) != count or not table.shape[1]:
         raise UserError(
-            f'{path}: shape {table.shape}, and there are {count} texts; wanted is a row for each, '
-            'in their order'
+            f'{path}: shape {table.shape}, and {count} rows are wanted: one for the padding, then '
+            'one an item, in the order of dataset/ids.json'
         )
     with np.errstate(over='ignore'):
         table = table.astype(np.float32)

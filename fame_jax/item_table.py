@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from fame_jax.encoder import read_vectors
 from fame_jax.errors import UserError, explain_os_errors
 
 Tree = Mapping[str, Any]
@@ -39,26 +40,18 @@ def read(source: str, folder: Path, num_items: int, width: int) -> Start:
     if source == 'text' and not (folder / 'text.json').is_file():
         raise UserError(f'{folder} holds no item vectors; run --stages=text first')
     path = folder / 'items.npy' if source == 'text' else Path(source)
-    items_VD = read_array(path)
-    if items_VD.shape != (num_items + 1, width) or items_VD.dtype.kind != 'f':
+    items_VD = read_vectors(path, num_items + 1)
+    if items_VD.shape[1] != width:
         raise UserError(
-            f'{path} holds {items_VD.dtype} {list(items_VD.shape)}, and the item table wants '
-            f'floats [{num_items + 1}, {width}]: a row for each item and one for the padding, of '
-            '--width columns'
+            f'{path} has {items_VD.shape[1]} columns, and the item table --width={width}; give it '
+            'as many'
         )
-    if not np.isfinite(items_VD).all():
-        raise UserError(f'{path} holds numbers that are not finite; mend it')
+    items_VD[0] = 0  # the padding's
     facet = folder / 'facet.npy'
-    return Start(items_VD, read_array(facet) if source == 'text' and facet.is_file() else None)
-
-
-def read_array(path: Path) -> np.ndarray:
-    """An array from an .npy, never a pickle."""
-    with explain_os_errors(f'reading {path}', 'check --item_init'):
-        try:
-            return np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise UserError(f'{path} is no .npy of numbers, or it is cut short') from error
+    if source != 'text' or not facet.is_file():
+        return Start(items_VD)
+    with explain_os_errors(f'reading {facet}'):
+        return Start(items_VD, np.load(facet, allow_pickle=False))
 
 
 def fill(params: Tree, start: Start, scale: float, training: str) -> dict[str, Any]:

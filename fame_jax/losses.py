@@ -172,10 +172,10 @@ def supervised_contrastive(
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted supervised contrast: each anchor against its positives among all it is compared to.
 
-        sum_i sum_p w_ip (log sum_a exp(s_ia) - s_ip) / sum_p w_ip,    s_ij = z_i . z_j / temperature
+        sum_i sum_p w_ip (log sum_a exp s_ia - s_ip) / sum_p w_ip,    s_ij = z_i . z_j / temperature
 
-    with a over all that i is compared to. L_out of Khosla et al. 2020 (arXiv 2004.11362, eq. 2) with
-    a weight for each positive, since labels may overlap in part. An anchor without positives
+    with a over all that i is compared to. L_out of Khosla et al. 2020 (arXiv 2004.11362, eq. 2), a
+    weight for each positive, since labels may overlap in part. An anchor without positives
     contributes nothing and is not counted. With one positive an anchor it is InfoNCE.
 
     Args:

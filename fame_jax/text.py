@@ -163,6 +163,7 @@ def encode(run: Run, texts: Sequence[str]) -> np.ndarray:
         say=run.screen.say,
     )
     has_text_V1 = np.any(text_VE != 0, axis=1, keepdims=True)
+    has_text_V1[0] = False  # the padding, whatever a file says of it
     centred_VE = (text_VE - text_VE[has_text_V1[:, 0]].mean(axis=0)) * has_text_V1
     length_V1 = np.linalg.norm(centred_VE, axis=1, keepdims=True)
     return centred_VE / np.maximum(length_V1, 1e-12) * np.sqrt(text_VE.shape[1])

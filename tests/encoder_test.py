@@ -414,7 +414,7 @@ def test_vectors_from_a_file(tmp_path, dtype):
 
 
 TABLES = {
-    'rows': (np.ones((3, 4)), r'shape \(3, 4\), and there are 2 texts'),
+    'rows': (np.ones((3, 4)), r'shape \(3, 4\), and 2 rows are wanted'),
     'no columns': (np.ones((2, 0)), r'shape \(2, 0\)'),
     'one axis': (np.ones(2), r'holds float64 \(2,\); wanted are floats \[2, width\]'),
     'whole numbers': (np.ones((2, 4), int), 'holds int64'),

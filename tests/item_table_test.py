@@ -55,30 +55,10 @@ def test_an_array_is_read_and_a_run_without_a_text_stage_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ('array', 'message'),
-    [
-        (ITEMS[1:], r'wants floats \[4, 4\]'),
-        (ITEMS[:, :3], r'wants floats \[4, 4\]'),
-        (ITEMS.astype(int), r'int64 \[4, 4\]'),
-        (ITEMS * np.nan, 'not finite'),
-        (np.array([None]), 'no .npy of numbers'),
-    ],
+    [(ITEMS[1:], '4 rows are wanted'), (ITEMS[:, :3], 'has 3 columns, and the item table')],
 )
 def test_an_array_that_does_not_fit_is_refused(tmp_path, array, message):
     path = tmp_path / 'mine.npy'
-    np.save(path, array, allow_pickle=True)
+    np.save(path, array)
     with pytest.raises(UserError, match=message):
         item_table.read(str(path), tmp_path, 3, 4)
-
-
-@pytest.mark.parametrize('left', [0, 5, 100])
-def test_a_file_cut_short_is_refused(tmp_path, left):
-    path = tmp_path / 'mine.npy'
-    np.save(path, ITEMS)
-    path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(UserError, match=r'mine.npy is no .npy of numbers, or it is cut short'):
-        item_table.read(str(path), tmp_path, 3, 4)
-
-
-def test_a_missing_file_is_one_line(tmp_path):
-    with pytest.raises(UserError, match='No such file or directory; check --item_init'):
-        item_table.read(str(tmp_path / 'no.npy'), tmp_path, 3, 4)
