@@ -17,7 +17,7 @@ from bert_test import GOLDEN, SETTINGS, tiny_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fame_jax import encoder
+from fame_jax import encoder, text_model
 from fame_jax.data import tfidf
 from fame_jax.errors import UserError
 
@@ -95,7 +95,7 @@ def folder(tmp_path):
 
 
 def load(folder):
-    return encoder.load(encoder.read_settings(folder))
+    return text_model.load(text_model.read_settings(folder))
 
 
 def assert_close(found, expected):
@@ -103,7 +103,7 @@ def assert_close(found, expected):
 
 
 def test_vectors_are_those_of_sentence_transformers(shared):
-    found = encoder.embed(load(shared), TEXTS)
+    found = text_model.embed(load(shared), TEXTS)
     with np.load(GOLDEN) as golden:
         assert_close(found, golden['vector_BD'])
     assert found.dtype == np.float32 and np.linalg.norm(found, axis=1) == pytest.approx(1)
@@ -122,47 +122,47 @@ def test_a_real_models_vectors_are_those_of_sentence_transformers():
     folder = os.environ['FAME_JAX_TEXT_MODEL']
     texts = [*TEXTS, 'OPI Nail Lacquer, Simmer and Shimmer, 0.5-Fluid Ounce', 'a' * 5000, '👩‍👩‍👧']
     expected = transformers.SentenceTransformer(folder, device='cpu').encode(texts)
-    assert_close(encoder.embed(load(Path(folder)), texts), expected)
+    assert_close(text_model.embed(load(Path(folder)), texts), expected)
 
 
 def test_batches_do_not_change_vectors(shared, monkeypatch):
     model = load(shared)
-    together = encoder.embed(model, TEXTS)
-    monkeypatch.setattr(encoder, 'LENGTHS', (2, 4))
-    monkeypatch.setattr(encoder, 'BATCH_TOKENS', 8)
+    together = text_model.embed(model, TEXTS)
+    monkeypatch.setattr(text_model, 'LENGTHS', (2, 4))
+    monkeypatch.setattr(text_model, 'BATCH_TOKENS', 8)
     order = [3, 0, 6, 2, 5, 7, 1, 4]
-    assert_close(encoder.embed(model, [TEXTS[i] for i in order]), together[order])
+    assert_close(text_model.embed(model, [TEXTS[i] for i in order]), together[order])
 
 
 @given(st.lists(st.integers(0, 300)), st.integers(1, 300))
 def test_every_text_is_in_one_batch_that_holds_it(lengths, longest):
     lengths = [min(n, longest) for n in lengths]
     seen, shapes = [], set()
-    for rows, height, length in encoder.batches(lengths, longest):
+    for rows, height, length in text_model.batches(lengths, longest):
         assert 0 < len(rows) <= height and max(lengths[row] for row in rows) <= length <= longest
-        assert height == 1 or height * length <= encoder.BATCH_TOKENS
+        assert height == 1 or height * length <= text_model.BATCH_TOKENS
         seen += rows.tolist()
         shapes.add((height, length))
     assert sorted(seen) == list(range(len(lengths)))
-    assert len({length for _, length in shapes}) == len(shapes) <= len(encoder.LENGTHS) + 1
+    assert len({length for _, length in shapes}) == len(shapes) <= len(text_model.LENGTHS) + 1
 
 
 def test_without_modules_the_mean_is_left_as_long_as_it_is(folder):
-    before = encoder.embed(load(folder), TEXTS[:2])
+    before = text_model.embed(load(folder), TEXTS[:2])
     (folder / 'modules.json').unlink()
-    mean = encoder.embed(load(folder), TEXTS[:2])
+    mean = text_model.embed(load(folder), TEXTS[:2])
     lengths = np.linalg.norm(mean, axis=1, keepdims=True)
     assert np.abs(lengths - 1).max() > 0.1
     assert_close(mean / lengths, before)
 
 
 def test_the_folder_says_how_much_of_a_text_is_read(folder):
-    lengths = [encoder.read_settings(folder).max_length]
+    lengths = [text_model.read_settings(folder).max_length]
     for value in ({'max_seq_length': 99}, {'max_seq_length': None}):
         write_json(folder / 'sentence_bert_config.json', value)
-        lengths.append(encoder.read_settings(folder).max_length)
+        lengths.append(text_model.read_settings(folder).max_length)
     write_json(folder / 'tokenizer_config.json', {'model_max_length': 20})
-    lengths.append(encoder.read_settings(folder).max_length)
+    lengths.append(text_model.read_settings(folder).max_length)
     assert lengths == [16, 32, 32, 20]
     assert len(load(folder).tokenizer.encode('toy ' * 50).ids) == 20
 
@@ -177,7 +177,7 @@ def test_lower_case_where_the_folder_asks_for_it(folder):
 
 def test_newer_folders_name_their_pooling(folder):
     write_json(folder / '1_Pooling' / 'config.json', {'pooling_mode': 'mean'})
-    assert encoder.read_settings(folder).normalize
+    assert text_model.read_settings(folder).normalize
 
 
 # The cache.
@@ -187,19 +187,19 @@ def test_newer_folders_name_their_pooling(folder):
 def watched(monkeypatch):
     """What was said, and the texts that a model was asked for."""
     said, asked = [], []
-    embed_batches = encoder._embed_batches
+    embed_batches = text_model.embed_batches
 
     def watch(model, texts, progress):
         asked.extend(texts)
         return embed_batches(model, texts, progress)
 
-    monkeypatch.setattr(encoder, '_embed_batches', watch)
+    monkeypatch.setattr(text_model, 'embed_batches', watch)
     return said, asked
 
 
 def test_an_item_without_text_has_zeros(shared, tmp_path):
     found = encoder.encode(['', 'toy', ' \n'], str(shared), cache=tmp_path)
-    assert_close(found[1], encoder.embed(load(shared), ['toy'])[0])
+    assert_close(found[1], text_model.embed(load(shared), ['toy'])[0])
     assert not found[[0, 2]].any() and found.dtype == np.float32
     assert encoder.encode([], str(shared), cache=tmp_path).shape == (0, 16)
 
@@ -219,15 +219,15 @@ def test_only_new_texts_are_encoded(shared, tmp_path, watched, monkeypatch):
     assert asked == ['lego'] and said[1:] == ['text: encoding 1 of 3 different texts']
     np.testing.assert_array_equal(second[[2, 1]], first[:2])
     # And where nothing is new, not even the weights are read.
-    monkeypatch.setattr(encoder, 'load', None)
+    monkeypatch.setattr(text_model, 'load', None)
     np.testing.assert_array_equal(encode(['toy', '', 'lego']), [first[0], first[3], second[0]])
     assert asked == [] and len(said) == 2 and len(list(cache.iterdir())) == 1
 
 
 @pytest.mark.parametrize('change', ['weights', 'tokenizer', 'length', 'normalize'])
 def test_another_model_has_a_cache_of_its_own(folder, change):
-    before = encoder.digest(encoder.read_settings(folder))
-    assert before == encoder.digest(encoder.read_settings(folder))
+    before = text_model.digest(text_model.read_settings(folder))
+    assert before == text_model.digest(text_model.read_settings(folder))
     if change == 'weights':
         path = folder / 'model.safetensors'
         path.write_bytes(path.read_bytes()[:-1] + b'\1')
@@ -239,13 +239,13 @@ def test_another_model_has_a_cache_of_its_own(folder, change):
     else:
         modules = json.loads((folder / 'modules.json').read_bytes())
         write_json(folder / 'modules.json', modules[:2])
-    assert encoder.digest(encoder.read_settings(folder)) != before
+    assert text_model.digest(text_model.read_settings(folder)) != before
 
 
 def test_a_model_may_move(folder, tmp_path):
-    before = encoder.digest(encoder.read_settings(folder))
+    before = text_model.digest(text_model.read_settings(folder))
     moved = folder.rename(tmp_path / 'elsewhere')
-    assert encoder.digest(encoder.read_settings(moved)) == before
+    assert text_model.digest(text_model.read_settings(moved)) == before
 
 
 def damages(whole):
@@ -284,7 +284,7 @@ def test_a_cache_of_another_width_is_not_believed(shared, tmp_path):
 def test_what_was_done_before_a_stop_is_kept(shared, tmp_path, watched, monkeypatch):
     _, asked = watched
     texts, calls = ['toy', 'nail polish ' * 9], []
-    embed_tokens = encoder._embed_tokens
+    embed_tokens = text_model._embed_tokens
 
     def stop(*arguments):
         calls.append(arguments)
@@ -292,7 +292,7 @@ def test_what_was_done_before_a_stop_is_kept(shared, tmp_path, watched, monkeypa
             raise KeyboardInterrupt
         return embed_tokens(*arguments)
 
-    monkeypatch.setattr(encoder, '_embed_tokens', stop)
+    monkeypatch.setattr(text_model, '_embed_tokens', stop)
     with pytest.raises(KeyboardInterrupt):
         encoder.encode(texts, str(shared), cache=tmp_path)
     asked.clear()

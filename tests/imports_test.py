@@ -20,6 +20,7 @@ LEVELS = (
     ('results',),
     ('run', 'train', 'serve', 'item_table', 'contrast'),
     ('encoder',),
+    ('text_model',),
     ('models', 'data', 'evaluate', 'probe', 'plots', 'screen'),
     ('losses', 'batch', 'config', 'checkpoint', 'surgery', 'records', 'sharding'),
     ('errors',),
