@@ -133,6 +133,12 @@ class Config:
         'is added to it.',
         choices=('trained', 'frozen', 'added'),
     )
+    unseen_items: str = _field(
+        'trained',
+        'Rows of items that no training history holds: trained, as negatives alone, which pushes '
+        'them away from everybody; or kept as they start, which is for rows that start from texts.',
+        choices=('trained', 'kept'),
+    )
 
     model: str = _field(
         'fame',

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+import optax
 
 from fame_jax import config as config_lib
 from fame_jax import evaluate as judge
@@ -81,8 +83,7 @@ def _train(run: Run, stage: str, epochs: int, learning_rate: float) -> None:
             params = _begin(run, stage, params, key)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         screen.say(f'{stage}: {label(config, stage)}, {count:,} parameters')
-        frozen = () if config.item_training == 'trained' else ('frozen_table',)
-        optimizer = train.make_optimizer(learning_rate, config.adam_b2, config.weight_decay, frozen)
+        optimizer = _make_optimizer(run, learning_rate)
         objective = build_objective(run.name(stage), config)
         with _scalars(run.folder / 'tensorboard' / stage) as scalars:
             _, progress = train.fit(
@@ -111,6 +112,23 @@ def _key(config: Config, stage: str) -> Array:
     """The stage's random key; an rbg key draws faster, a threefry key the same everywhere."""
     impl = {'rbg': 'rbg', 'threefry': 'threefry2x32'}[config.random_bits]
     return jax.random.fold_in(jax.random.key(config.seed, impl=impl), TRAINED.index(stage))
+
+
+def _make_optimizer(run: Run, learning_rate: float) -> optax.GradientTransformation:
+    """Adam, that leaves alone what the config says shall stay."""
+    config = run.config
+    moving = {}
+    if config.unseen_items == 'kept':
+        items, _ = sequences.split_training(run.data)
+        seen_V = np.bincount(items, minlength=run.data.num_items + 1) > 0
+        moving = {'item_table': seen_V, 'output_table': seen_V}
+    return train.make_optimizer(
+        learning_rate,
+        config.adam_b2,
+        config.weight_decay,
+        frozen=() if config.item_training == 'trained' else ('frozen_table',),
+        moving=moving,
+    )
 
 
 def _begin(run: Run, stage: str, params: Tree, key: Array) -> Tree:

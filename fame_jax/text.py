@@ -226,6 +226,8 @@ def look(
     seed: int,
 ) -> dict[str, Any]:
     """What each head's item vectors tell of each facet; items without text are left out."""
+    if not labels:  # of instances alone there is nothing to tell
+        return {}
     has_text_V = np.any(text_VE != 0, axis=1)
     item_VHK = np.asarray(module.apply({'params': params}, text_VE[has_text_V]))
     known = {name: label_VS[has_text_V] for name, label_VS in labels.items()}

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -77,23 +77,43 @@ class Interrupted(Exception):
 
 
 def make_optimizer(
-    learning_rate: float, b2: float, weight_decay: float, frozen: Collection[str] = ()
+    learning_rate: float,
+    b2: float,
+    weight_decay: float,
+    *,
+    frozen: Collection[str] = (),
+    moving: Mapping[str, Array] | None = None,
 ) -> optax.GradientTransformation:
     """Adam, with decoupled weight decay if there is any.
 
-    Parameters named in `frozen`, at the top of the tree, are left as they are and have no moments.
+    Args:
+      learning_rate: the step size.
+      b2: the second decay.
+      weight_decay: 0 for none.
+      frozen: parameters, at the top of the tree, that stay as they are and have no moments.
+      moving: for parameters at the top of the tree, bool [rows]: rows that are not True stay.
     """
     if weight_decay:
         optimizer = optax.adamw(learning_rate, b2=b2, weight_decay=weight_decay)
     else:
         optimizer = optax.adam(learning_rate, b2=b2)
-    if not frozen:
-        return optimizer
 
     def kinds(params: Tree) -> dict[str, str]:
         return {name: 'frozen' if name in frozen else 'trained' for name in params}
 
-    return optax.multi_transform({'trained': optimizer, 'frozen': optax.set_to_zero()}, kinds)
+    def hold(updates: Tree, params: Tree = None) -> Tree:
+        return updates | {
+            name: jnp.where(rows[:, None], updates[name], 0)
+            for name, rows in moving.items()
+            if name in updates
+        }
+
+    if moving:  # after Adam: weight decay would move a row whose gradient is zero
+        optimizer = optax.chain(optimizer, optax.stateless(hold))
+    if frozen:
+        parts = {'trained': optimizer, 'frozen': optax.set_to_zero()}
+        optimizer = optax.multi_transform(parts, kinds)
+    return optimizer
 
 
 def make_step(

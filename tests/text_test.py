@@ -161,7 +161,7 @@ def test_a_frozen_table_stays_and_the_rest_learns(made, tmp_path, training):
     stages.pretrain(run)
     with run.checkpoints('pretrain') as checkpoints:
         last = checkpoints.restore(params=fresh)['params']
-    given = item_table.fill(fresh, item_table.Start(np.load(path)), 0.02, training)
+    given = item_table.fill(fresh, item_table.Start(np.load(path)), 0.08, training)
     np.testing.assert_array_equal(last['frozen_table'][1:], given['frozen_table'][1:])
     if training == 'added':
         assert not np.array_equal(last['item_table'], fresh['item_table'])

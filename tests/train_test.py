@@ -225,3 +225,21 @@ def test_results_carry_the_protocol_card(tmp_path):
     for where in (stage['machine'], card['judged_on']):
         assert {'jax', 'flax', 'optax'} <= set(where['versions'])
     assert stage['seconds'] > 0 and card['judged_on']['peak_memory_bytes'] > 0
+
+
+def test_rows_that_are_to_stay_stay_even_under_weight_decay():
+    """Three rows, the second is held; a leaf that is not named moves whole; a frozen one not."""
+    params = {name: jnp.ones((3, 2)) for name in ('table', 'other', 'still')}
+    grads = jax.tree.map(jnp.ones_like, params)
+    optimizer = train.make_optimizer(
+        0.1, 0.999, 0.5, frozen=('still',), moving={'table': np.array([True, False, True])}
+    )
+    state = optimizer.init(params)
+    updates, state = optimizer.update(grads, state, params)
+    # Adam's first step is the learning rate; decay adds rate * decay * parameter.
+    step = -0.1 * (1 + 0.5)
+    np.testing.assert_allclose(updates['table'], np.outer([step, 0, step], [1, 1]), rtol=1e-5)
+    np.testing.assert_allclose(updates['other'], np.full((3, 2), step), rtol=1e-5)
+    np.testing.assert_array_equal(updates['still'], np.zeros((3, 2)))
+    moments = [leaf.shape for leaf in jax.tree.leaves(state) if leaf.shape == (3, 2)]
+    assert len(moments) == 2 * 2  # two for each leaf that moves, none for the frozen one
