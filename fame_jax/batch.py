@@ -5,7 +5,9 @@
     D  width of the model                N  experts in a head
     V  items; id 0 is padding            M  facets known from metadata
     U  users                             T  tokens, B * L laid end to end
+    E  width of a text vector            C  labels of a facet
     Q, S  query and source positions where attention needs to tell two L apart
+    P, S  labels in a batch and items of each; S also the slots of an item's labels
 
 A name ends with its letters (`query_BLD`), and einsum strings use the same ones. Tables that are
 indexed by item id have V + 1 rows, row 0 for the padding; their names still end with V.

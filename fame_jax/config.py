@@ -110,10 +110,10 @@ class Config:
     )
     text_epochs: int = _field(50, 'Epochs of the facet objective.', low=0, high=1_000_000)
     text_learning_rate: float = _field(1e-3, 'Adam, facet objective.', low=0, high=10)
-    text_labels_per_step: int = _field(64, 'Labels in a batch (P).', low=1, high=65_536)
+    text_labels_per_step: int = _field(64, 'Labels in a batch (P).', low=2, high=65_536)
     text_items_per_label: int = _field(4, 'Items of each (S).', low=2, high=65_536)
     text_temperature: float = _field(0.07, 'Of the contrast.', low=1e-3, high=100)
-    text_inner_width: int = _field(256, "Of the heads' MLPs.", low=1, high=65_536)
+    text_inner_width: int = _field(256, "independent: of the heads' MLPs.", low=1, high=65_536)
     text_dropout: float = _field(0.1, 'Rate, on the text vectors.', low=0, high=0.99)
     text_decorrelation: float = _field(0.0, 'Weight of the decorrelation of heads.', low=0)
     text_orthogonality: float = _field(
@@ -281,6 +281,14 @@ class Config:
     )
 
 
+# What makes the vectors of --item_init=text.
+TEXT = (
+    *('items', 'item_id_column', 'text_fields', 'facets', 'rarest_label', 'commonest_label'),
+    *('shuffled_labels', 'text_encoder', 'text_design', 'text_alternation', 'text_epochs'),
+    *('text_learning_rate', 'text_labels_per_step', 'text_items_per_label', 'text_temperature'),
+    *('text_inner_width', 'text_dropout', 'text_decorrelation', 'text_orthogonality'),
+)
+
 # The paper's FAME block read literally, section 4.4.2: what is not named as kept is new and random.
 PAPER_READING = {
     'attention_residual': 'none',
@@ -356,15 +364,7 @@ def check(config: Config) -> None:
         raise UserError(
             '--finetune_from=scratch uses no backbone; use --stages=prepare,finetune,evaluate'
         )
-    if 'text' in config.stages and config.item_init != 'text':
-        raise UserError(
-            f'--item_init={config.item_init} makes no use of the stage text; add --item_init=text'
-        )
-    if config.item_training != 'trained' and config.item_init == 'random':
-        raise UserError(
-            f'--item_training={config.item_training} freezes a random item table; give it content '
-            'with --item_init=text'
-        )
+    _check_text(config)
     if config.backbone_from and 'pretrain' in config.stages:
         raise UserError(
             f'--backbone_from={config.backbone_from} stands for pre-training; use '
@@ -382,6 +382,38 @@ def check(config: Config) -> None:
         )
 
 
+def _check_text(config: Config) -> None:
+    """Refuses flags of FAME+ that would do nothing, or no good."""
+    asked = [name for name in TEXT if getattr(config, name) != fields()[name].default]
+    if config.item_init != 'text' and (asked or 'text' in config.stages):
+        what = f'--{asked[0]}' if asked else 'the stage text'
+        raise UserError(
+            f'--item_init={config.item_init} makes no use of {what}; add --item_init=text'
+        )
+    if config.item_init == 'random':
+        for name in ('item_training', 'unseen_items'):
+            if getattr(config, name) != 'trained':
+                raise UserError(
+                    f'--{name}={getattr(config, name)} holds rows that start at random; give them '
+                    'content with --item_init=text'
+                )
+    if config.unseen_items == 'kept' and config.item_training == 'frozen' and config.tied_items:
+        raise UserError('--unseen_items=kept does nothing where --item_training=frozen; leave it')
+    if config.text_design == 'shared' and config.facet_init != 'slices':
+        raise UserError(
+            f'--facet_init={config.facet_init} does nothing where --text_design=shared brings its '
+            'own W_f; leave it'
+        )
+    if config.text_design == 'independent' and config.text_orthogonality:
+        raise UserError('--text_orthogonality is of --text_design=shared; leave it')
+    instances = config.facets and len(config.facets) < config.num_heads
+    if config.text_dropout == 0 and (instances or 'instance' in config.facets):
+        raise UserError(
+            '--text_dropout=0 makes the two views of the facet instance the same; '
+            'give it a small value such as 0.1'
+        )
+
+
 def is_runtime(name: str) -> bool:
     """Whether a field may change from command to command of one run."""
     return bool(fields()[name].metadata.get('runtime'))
@@ -390,7 +422,7 @@ def is_runtime(name: str) -> bool:
 def differences(config: Config, stored: Config) -> list[str]:
     """Fields, by name and both values, in which two runs are not the same run."""
     return [
-        f'--{name}={_text(getattr(config, name))} (there: {_text(getattr(stored, name))})'
+        f'--{name}={show(getattr(config, name))} (there: {show(getattr(stored, name))})'
         for name in fields()
         if not is_runtime(name) and getattr(config, name) != getattr(stored, name)
     ]
@@ -411,7 +443,7 @@ def text(config: Config) -> str:
     for name, field in fields().items():
         if 'section' in field.metadata:
             lines += ['', f'# {field.metadata["section"]}']
-        lines.append(f'--{name}={_text(getattr(config, name))}')
+        lines.append(f'--{name}={show(getattr(config, name))}')
     return '\n'.join(lines[1:]) + '\n'
 
 
@@ -426,11 +458,12 @@ def help_text() -> str:
         if 'section' in about:
             lines += ['', f'{about["section"]}:']
         choices = f' ({"|".join(about["choices"])})' if about.get('choices') else ''
-        lines += [f'  --{name}={_text(field.default)}{choices}', f'      {about["help"]}']
+        lines += [f'  --{name}={show(field.default)}{choices}', f'      {about["help"]}']
     return '\n'.join(lines)
 
 
-def _text(value: Any) -> str:
+def show(value: Any) -> str:
+    """A value as a flag file and the results have it."""
     if isinstance(value, bool):
         return str(value).lower()
     return ','.join(value) if isinstance(value, tuple) else str(value)

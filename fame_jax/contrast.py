@@ -73,10 +73,12 @@ def make_instances(has_text_V: np.ndarray) -> Pool:
 def draw(key: Array, pool: Pool, labels: int, items: int) -> tuple[Array, Array, Array]:
     """Draws P labels by the root of their frequency, then S items of each, B = P S.
 
+    Of a facet with fewer labels than P all come, with more items each, so that B is about the same.
+
     Args:
       key: consumed.
       pool: what to draw from.
-      labels: P, distinct; fewer where there are fewer. A label of one item is drawn last.
+      labels: P, distinct. A label of one item is drawn last.
       items: S, with replacement: an item may come twice, and is then not compared to itself.
 
     Returns:
@@ -92,8 +94,10 @@ def draw(key: Array, pool: Pool, labels: int, items: int) -> tuple[Array, Array,
     # The greatest of logits with Gumbel noise are a draw without replacement.
     logit_C = jnp.where(pool.count_C > 1, jnp.log(jnp.maximum(pool.count_C, 1)) / 2, -1e9)
     noisy_C = logit_C + jax.random.gumbel(label_key, logit_C.shape)
-    label_P1 = jax.lax.top_k(noisy_C, min(labels, len(noisy_C)))[1][:, None]
-    at_PS = jax.random.randint(item_key, (len(label_P1), items), 0, pool.count_C[label_P1])
+    drawn = min(labels, len(noisy_C))
+    label_P1 = jax.lax.top_k(noisy_C, drawn)[1][:, None]
+    shape_PS = (drawn, labels * items // drawn)
+    at_PS = jax.random.randint(item_key, shape_PS, 0, pool.count_C[label_P1])
     item_B = pool.member_I[pool.first_C[label_P1] + at_PS].reshape(-1)
     compared_BB = item_B[:, None] != item_B[None, :]
     return item_B, losses.label_overlap(pool.label_VS[item_B]), compared_BB
@@ -230,7 +234,7 @@ def make_scan(
                 means += found
             return tuple(carry), jnp.stack(means)
 
-        (params, moments), loss_SH = jax.lax.scan(step, (params, moments), keys)
-        return params, moments, loss_SH.mean(axis=0)
+        (params, moments), per_step = jax.lax.scan(step, (params, moments), keys)
+        return params, moments, per_step.mean(axis=0)
 
     return scan

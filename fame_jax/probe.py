@@ -180,18 +180,21 @@ def flatten(vector_VD: np.ndarray, seed: int, sample: int = 3000) -> tuple[np.nd
     """A map of the items in the plane: PCA to 30 dimensions, then t-SNE by cosine.
 
     Args:
-      vector_VD: float [V, D], an item a row, V at least 5 and D at least 2.
+      vector_VD: float [V, D], an item a row.
       seed: of the sample and of both methods.
       sample: the most items that are drawn.
 
     Returns:
-      item_B, the rows that are drawn, ascending, and xy, float32 [B, 2].
+      item_B, the rows that are drawn, ascending, and xy, float32 [B, 2]; all at one place where
+      the vectors do not span a plane.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     item_B = _sample(len(vector_VD), seed, sample)
     vector_BD = vector_VD[item_B]
+    if min(vector_BD.shape) < 2 or np.linalg.matrix_rank(vector_BD - vector_BD.mean(axis=0)) < 2:
+        return item_B, np.zeros((len(item_B), 2), np.float32)
     low_BD = PCA(min(30, *vector_BD.shape), random_state=seed).fit_transform(vector_BD)
     perplexity = min(30, (len(item_B) - 1) / 3)
     plane = TSNE(metric='cosine', init='pca', perplexity=perplexity, random_state=seed)

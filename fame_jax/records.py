@@ -6,6 +6,7 @@ metrics.jsonl    one JSON object a line: stage, step, epoch, split, values, seco
 results.json     the protocol card and the figures
 ranks.npz        the rank of each user's target, by stage, split and protocol
 checkpoints/     by stage
+text/            what FAME+ starts from; heads.svg and items.svg beside it: what became of that
 tensorboard/     event files
 """
 

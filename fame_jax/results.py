@@ -12,9 +12,10 @@ import numpy as np
 
 from fame_jax import config as config_lib
 from fame_jax import evaluate as judge
-from fame_jax import plots, probe, records, train
+from fame_jax import item_table, plots, probe, records, train
 from fame_jax.data import sequences
-from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.encoder import read_vectors
+from fame_jax.errors import UserError
 from fame_jax.models.build import initial
 from fame_jax.run import TRAINED, Run, label, machine, ranker
 from fame_jax.screen import table
@@ -48,9 +49,8 @@ def evaluate(run: Run) -> None:
                 'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
             }
             results[stage] = {'model': label(run.config, stage)}
-            labels = _known_labels(run) if stage == 'finetune' else {}
-            if labels:
-                results[stage]['facets'] = _facets(run, params, labels)
+            facets = _facets(run, params) if stage == 'finetune' else {}
+            results[stage] |= {'facets': facets} if facets else {}
     if not about:
         raise UserError(f'{run.folder} holds no trained model; run pretrain or finetune first')
     times_seen = {split: _times_seen(run, split) for split in SPLITS}
@@ -69,6 +69,8 @@ def evaluate(run: Run) -> None:
     card = protocol_card(run, about)
     records.write_json(run.folder / 'results.json', {'card': card, 'results': results})
     print(summary(run, results))
+    if 'facets' in results.get('finetune', {}):  # last, for what is judged shall not wait for it
+        _draw(run, params, facets)
 
 
 def _times_seen(run: Run, split: Literal['validation', 'test']) -> np.ndarray:
@@ -125,40 +127,52 @@ def _everyone_alike(query_D: Array, tokens_BL: Array, *_: Array) -> Array:
 
 
 def _known_labels(run: Run) -> dict[str, np.ndarray]:
-    """label_VS by facet, as the text stage found them or the synthetic world planted them."""
-    path = run.folder / 'text' / 'labels.npz'
-    if path.is_file():
-        with explain_os_errors(f'reading {path}'), np.load(path) as labels:
-            return {n.removesuffix('/items'): labels[n] for n in labels if n.endswith('/items')}
-    if run.data.item_facets is None:
-        return {}
+    """label_VS by facet: those the stage text found, or else the synthetic world's."""
+    stored = item_table.read_labels(run.folder / 'text', run.data.num_items)
+    if stored or run.data.item_facets is None:
+        return {facet: label_VS for facet, (label_VS, _) in stored.items()}
     return {f'facet_{m + 1}': label_V[:, None] for m, label_V in enumerate(run.data.item_facets.T)}
 
 
-def _facets(run: Run, params: Tree, labels: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What FAME's heads tell of the facets that are known; drawn where there was a text stage."""
-    module = run.module('finetune')
-    item_VD = module.apply({'params': params}, method='item_vectors')
-    item_HVK = jnp.einsum('VD,HDK->HVK', item_VD[1:], params['facet_block']['facet'])
-    known = {name: label_VS[1:] for name, label_VS in labels.items()}
-    found = probe.compare(np.asarray(item_HVK, np.float32), known, run.config.seed)
-    if (run.folder / 'text' / 'text.json').is_file():
-        _draw(run, np.asarray(item_VD[1:], np.float32), found)
-    return found
+def _facets(run: Run, params: Tree) -> dict[str, Any]:
+    """What FAME's heads tell of the facets that are known; of items with a text, if there are any.
+
+    Empty where no facet is known.
+    """
+    labels = _known_labels(run)
+    if not labels:
+        return {}
+    item_VD = np.asarray(run.module('finetune').apply({'params': params}, method='item_vectors'))
+    told_V = _with_text(run)
+    item_HVK = jnp.einsum('VD,HDK->HVK', item_VD[told_V], params['facet_block']['facet'])
+    known = {name: label_VS[told_V] for name, label_VS in labels.items()}
+    return probe.compare(np.asarray(item_HVK, np.float32), known, run.config.seed)
 
 
-def _draw(run: Run, item_VD: np.ndarray, found: dict[str, Any]) -> None:
+def _with_text(run: Run) -> np.ndarray:
+    """Which items a text stage knew something of, bool [V + 1]; all, where there was none."""
+    path = run.folder / 'text' / 'items.npy'
+    if path.is_file():
+        return read_vectors(path, run.data.num_items + 1).any(axis=1)
+    return np.arange(run.data.num_items + 1) > 0
+
+
+def _draw(run: Run, params: Tree, found: dict[str, Any]) -> None:
     """The pictures of FAME+: heads by facets from stage to stage, and a map of the items."""
     folder = run.folder / 'text'
+    labels = item_table.read_labels(folder, run.data.num_items)
+    if not labels:
+        return
     probes = records.read_json(folder / 'text.json')['probes']
     stages = {'text, before': probes['before'], 'text, after': probes['after']}
     plots.heads_by_facets(stages | {'fine-tuned': found}, run.folder / 'heads.svg')
-    item_B, xy = probe.flatten(item_VD, run.config.seed)
-    with np.load(folder / 'labels.npz') as labels:
-        names = {
-            name: _name_labels(labels[f'{name}/items'][1:][item_B], labels[f'{name}/names'])
-            for name in found['facets']
-        }
+    told_V = _with_text(run)
+    item_VD = np.asarray(run.module('finetune').apply({'params': params}, method='item_vectors'))
+    item_B, xy = probe.flatten(np.asarray(item_VD[told_V], np.float32), run.config.seed)
+    names = {
+        facet: _name_labels(label_VS[told_V][item_B], names_C)
+        for facet, (label_VS, names_C) in labels.items()
+    }
     plots.item_map(xy, names, run.folder / 'items.svg')
 
 

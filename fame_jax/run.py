@@ -26,6 +26,8 @@ Array = jax.Array
 Tree = Any
 
 TRAINED = ('pretrain', 'finetune')
+# What sets one FAME+ apart from another in the name that results give it.
+TOLD_OF_TEXT = ('facets', 'shuffled_labels', 'text_encoder', 'text_design', 'text_alternation')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +145,15 @@ def label(config: Config, stage: str) -> str:
     """A model and what sets it apart from its defaults, as results name it."""
     model = config.model if stage == 'finetune' else (MODELS[config.model].backbone or config.model)
     module, row = MODELS[model].module, MODELS[model]
-    names = {field.name for field in dataclasses.fields(module)} | set(row.options)
+    names = {field.name for field in dataclasses.fields(module)}
+    names |= {*row.options, *row.plan_options}
     names |= {'finetune_from'} if stage == 'finetune' else set()
+    plus = config.item_init == 'text' and model == 'fame'
+    names |= set() if plus else {'item_init'}
+    if config.item_init != 'random':
+        names |= {'item_scale', 'unseen_items'}
+    if config.item_init == 'text':
+        names |= set(TOLD_OF_TEXT)
     own = {f: getattr(config, f) for f in config_lib.fields() if f in names}
     told = {f: v for f, v in own.items() if v != config_lib.fields()[f].default}
     told = {f: v for f, v in told.items() if not f.startswith('chunk_')}  # the same loss
@@ -157,8 +166,8 @@ def label(config: Config, stage: str) -> str:
         if all(own[f] == value for f, value in literal.items()):
             parts.append('as the paper reads')
             told = {f: v for f, v in told.items() if f not in literal}
-    parts += [f'{f} {str(value).lower()}' for f, value in told.items()]
-    return row.title + (f' ({", ".join(parts)})' if parts else '')
+    parts += [f'{f} {config_lib.show(value)}' for f, value in told.items()]
+    return row.title + plus * '+' + (f' ({", ".join(parts)})' if parts else '')
 
 
 def machine() -> dict[str, Any]:

@@ -119,8 +119,9 @@ def _make_optimizer(run: Run, learning_rate: float) -> optax.GradientTransformat
     config = run.config
     moving = {}
     if config.unseen_items == 'kept':
-        items, _ = sequences.split_training(run.data)
-        seen_V = np.bincount(items, minlength=run.data.num_items + 1) > 0
+        cut = _windows(run)
+        at = np.concatenate([s + np.arange(n) for s, n in zip(cut.starts, cut.lengths)])
+        seen_V = np.bincount(cut.items[at], minlength=run.data.num_items + 1) > 0
         moving = {'item_table': seen_V, 'output_table': seen_V}
     return train.make_optimizer(
         learning_rate,
@@ -136,7 +137,11 @@ def _begin(run: Run, stage: str, params: Tree, key: Array) -> Tree:
     config, start = run.config, None
     if config.item_init != 'random':
         start = item_table.read(
-            config.item_init, run.folder / 'text', run.data.num_items, config.width
+            config.item_init,
+            Path(config.backbone_from or run.folder) / 'text',
+            run.data.num_items,
+            config.width,
+            run.data.card['fingerprint'],
         )
     if stage == 'finetune' and config.finetune_from == 'pretrain':
         params = _operate(run, params, key)
@@ -171,28 +176,33 @@ def _refuse_other_backbone(run: Run, source: str) -> None:
     """A backbone trained with other fields might fit by its shapes and mean something else."""
     theirs = config_lib.read(Path(source) / 'flags.cfg')
     module = type(run.module('pretrain'))
+    names = {field.name for field in dataclasses.fields(module)} - {'dropout', 'dtype'}
+    names |= {'item_init'} | (set(config_lib.TEXT) if theirs.item_init == 'text' else set())
     differ = [
-        f'--{field.name}={getattr(run.config, field.name)} (there: {getattr(theirs, field.name)})'
-        for field in dataclasses.fields(module)
-        if field.name in config_lib.fields()
-        and field.name not in ('dropout', 'dtype')
-        and getattr(run.config, field.name) != getattr(theirs, field.name)
+        f'--{name}={getattr(run.config, name)} (there: {getattr(theirs, name)})'
+        for name in config_lib.fields()
+        if name in names and getattr(run.config, name) != getattr(theirs, name)
     ]
     if differ:
         raise UserError(f'--backbone_from={source} is another model: {", ".join(differ)}')
 
 
-def epochs_of(run: Run) -> Callable[[int], train.Epoch]:
-    """The training data by epoch."""
-    config = run.config
+def _windows(run: Run) -> pipeline.Windows:
+    """What is trained on."""
     cut = pipeline.windows(
-        *sequences.split_training(run.data), config.max_length, config.long_histories
+        *sequences.split_training(run.data), run.config.max_length, run.config.long_histories
     )
     if not len(cut.starts):
         raise UserError(
             f'{run.folder / "dataset"}: no user has more than three items, so that nothing is left '
             'to train on; use more data'
         )
+    return cut
+
+
+def epochs_of(run: Run) -> Callable[[int], train.Epoch]:
+    """The training data by epoch."""
+    config, cut = run.config, _windows(run)
 
     def epoch_of(epoch: int) -> train.Epoch:
         batches, num_steps = pipeline.epoch(

@@ -1,12 +1,4 @@
-"""FAME+ (arXiv 2601.12301): the stage that turns item texts into the table a model starts from.
-
-It leaves in the run's folder, below text/:
-
-    items.npy      float32 [V + 1, D], a row an item; zeros where an item has no text
-    facet.npy      float32 [H, D, K], W_f, of the shared design alone
-    labels.npz     int32 [V + 1, S] for each facet, and its labels' names
-    text.json      where texts and labels came from, how many, losses, and what the heads tell apart
-"""
+"""FAME+ (arXiv 2601.12301): the stage that turns item texts into the table a model starts from."""
 
 import time
 from collections.abc import Sequence
@@ -16,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fame_jax import contrast, encoder, probe, records
+from fame_jax import contrast, encoder, item_table, probe, records
+from fame_jax.config import Config
 from fame_jax.data import download, item_text, synthetic
 from fame_jax.data.facets import Facet, build_facet
 from fame_jax.errors import UserError, explain_os_errors
@@ -24,48 +17,45 @@ from fame_jax.models.projection import Projection
 from fame_jax.run import Run, machine
 from fame_jax.screen import duration
 
-Array = jax.Array
 Tree = Any
 
 INSTANCE = 'instance'  # the facet in which every item is its own label
+TEXT_KEY = 1000  # folded into the seed's key; the trained stages have the small numbers
 
 
 def text(run: Run) -> None:
     """Reads the items' texts and facets, encodes the texts, and fits a head to each facet."""
     folder, screen = run.folder / 'text', run.screen
-    if is_finished(run):
-        screen.say(f'text: {folder} is there')
-        return
-    began = time.monotonic()
-    run.metrics.keep(lambda line: line.get('stage') != 'text')
-    config = run.config
     with records.locked(run.folder):
-        names = assign(config.facets or planted(run), config.num_heads)
+        if item_table.is_made(folder, run.data.card['fingerprint']):
+            screen.say(f'text: {folder} is there')
+            return
+        run.metrics.keep(lambda line: line.get('stage') != 'text')
+        began = time.monotonic()
+        names = assign(run.config.facets or planted(run), run.config.num_heads)
         found = read_items(run, [name for name in dict.fromkeys(names) if name != INSTANCE])
         tell(run, found)
         text_VE = encode(run, found.texts)
         encoded = time.monotonic()
         module, before, after = fit_heads(run, names, found.facets, text_VE)
-        fitted = time.monotonic()
-        labels = {facet.name: facet.label_VS for facet in found.facets}
-        has_text_V = np.any(text_VE != 0, axis=1)
+        seconds = {'encode': encoded - began, 'fit': time.monotonic() - encoded}
+        probes = {
+            stage: look(module, params, text_VE, found.facets, run.config.seed)
+            for stage, params in (('before', before), ('after', after))
+        }
         told = {
             'card': found.card,
             'data_sha256': run.data.card['fingerprint'],
             'heads': names,
-            'items_with_text': int(has_text_V.sum()),
-            'encoder': config.text_encoder,
-            'probes': {
-                stage: look(module, params, text_VE, labels, config.seed)
-                for stage, params in (('before', before), ('after', after))
-            },
-            'seconds': {'encode': encoded - began, 'fit': fitted - encoded},
+            'items_with_text': int(text_VE.any(axis=1).sum()),
+            'probes': probes,
+            'seconds': seconds,
             'machine': machine(),
         }
         save(folder, module, after, text_VE, found.facets, told)
     screen.say(
-        f'text: {len(names)} heads for {", ".join(names)}, {duration(fitted - encoded)} after '
-        f'{duration(encoded - began)} of encoding, in {folder}'
+        f'text: {len(names)} heads for {", ".join(names)}, {duration(seconds["fit"])} after '
+        f'{duration(seconds["encode"])} of encoding, in {folder}'
     )
 
 
@@ -100,11 +90,13 @@ def planted(run: Run) -> list[str]:
 def read_items(run: Run, facets: Sequence[str]) -> item_text.ItemText:
     """Texts and labels of the run's items, from the file that --items or the data set names."""
     config, data = run.config, run.data
-    limits = {'rarest': config.rarest_label, 'commonest': config.commonest_label}
     if config.dataset == 'synthetic' and not config.items:
         found = synthetic.describe_items(data.item_facets, config.synthetic_seed)
         known = {facet.name: facet for facet in found.facets}
-        return found._replace(facets=tuple(_of_world(name, known, limits) for name in facets))
+        return found._replace(facets=tuple(_of_world(name, known) for name in facets))
+    if config.text_encoder.endswith('.npy') and not facets and not config.items:
+        card = {'source': config.text_encoder, 'facets': []}
+        return item_text.ItemText(data.item_ids, data.item_ids, (), card)
     path = config.items or download.locate_items(config.dataset, config.data_dir)
     return item_text.read(
         path,
@@ -112,11 +104,12 @@ def read_items(run: Run, facets: Sequence[str]) -> item_text.ItemText:
         config.text_fields,
         facets,
         id_column=config.item_id_column,
-        **limits,
+        rarest=config.rarest_label,
+        commonest=config.commonest_label,
     )
 
 
-def _of_world(name: str, known: dict[str, Facet], limits: dict[str, Any]) -> Facet:
+def _of_world(name: str, known: dict[str, Facet]) -> Facet:
     """A planted facet, or several as one."""
     unknown = [part for part in name.split('+') if part not in known]
     if unknown:
@@ -135,7 +128,7 @@ def _of_world(name: str, known: dict[str, Facet], limits: dict[str, Any]) -> Fac
         ]
         for row in zip(*(part.label_VS for part in parts))
     ]
-    return build_facet(name, named, **limits)
+    return build_facet(name, named, rarest=1, commonest=1.0)
 
 
 def tell(run: Run, found: item_text.ItemText) -> None:
@@ -162,11 +155,20 @@ def encode(run: Run, texts: Sequence[str]) -> np.ndarray:
         progress=run.screen.mode == 'bar',
         say=run.screen.say,
     )
-    has_text_V1 = np.any(text_VE != 0, axis=1, keepdims=True)
-    has_text_V1[0] = False  # the padding, whatever a file says of it
-    centred_VE = (text_VE - text_VE[has_text_V1[:, 0]].mean(axis=0)) * has_text_V1
+    text_VE[0] = 0  # the padding, whatever a file says of it
+    has_text_V1 = text_VE.any(axis=1, keepdims=True)
+    mean_1E = text_VE.sum(axis=0, keepdims=True) / max(has_text_V1.sum(), 1)
+    centred_VE = (text_VE - mean_1E) * has_text_V1
     length_V1 = np.linalg.norm(centred_VE, axis=1, keepdims=True)
-    return centred_VE / np.maximum(length_V1, 1e-12) * np.sqrt(text_VE.shape[1])
+    # What is left of a vector that is the mean itself is rounding.
+    apart_V1 = length_V1 > 1e-5 * np.linalg.norm(text_VE, axis=1, keepdims=True)
+    if apart_V1.sum() < 2:
+        raise UserError(
+            f'--text_encoder={config.text_encoder}: the vectors of all {has_text_V1.sum():,} items '
+            'with a text are alike or zero; name other text fields or another encoder'
+        )
+    scaled_VE = centred_VE * apart_V1 / np.maximum(length_V1, 1e-12)
+    return (scaled_VE * text_VE.shape[1] ** 0.5).astype(np.float32)
 
 
 def fit_heads(
@@ -177,16 +179,7 @@ def fit_heads(
     module = Projection(config.num_heads, config.width, config.text_inner_width, config.text_design)
     key = jax.random.fold_in(jax.random.key(config.seed), TEXT_KEY)
     params = module.init(jax.random.fold_in(key, 0), text_VE[:1])['params']
-    has_text_V = np.any(text_VE != 0, axis=1)
-    label_VS = {facet.name: facet.label_VS for facet in facets}
-    if config.shuffled_labels:
-        label_VS = {name: shuffle(labels, config.seed) for name, labels in label_VS.items()}
-    pools = [
-        contrast.make_instances(has_text_V)
-        if name == INSTANCE
-        else contrast.make_pool(np.where(has_text_V[:, None], label_VS[name], -1))
-        for name in names
-    ]
+    pools = make_pools(config, names, facets, text_VE.any(axis=1))
     options = contrast.Options(
         **{name: getattr(config, f'text_{name}') for name in contrast.Options._fields}
     )
@@ -209,7 +202,27 @@ def fit_heads(
     return module, params, fitted
 
 
-TEXT_KEY = 1000  # folded into the seed's key; the trained stages have the small numbers
+def make_pools(
+    config: Config, names: Sequence[str], facets: Sequence[Facet], has_text_V: np.ndarray
+) -> list[contrast.Pool]:
+    """What each head's facet draws from: items with a text.
+
+    Raises:
+      UserError: when a facet has no two of them to bring together.
+    """
+    label_VS = {facet.name: facet.label_VS for facet in facets}
+    if config.shuffled_labels:
+        label_VS = {name: shuffle(labels, config.seed) for name, labels in label_VS.items()}
+    pools = []
+    for name in names:
+        if name == INSTANCE:
+            pools.append(contrast.make_instances(has_text_V))
+            continue
+        pool = contrast.make_pool(np.where(has_text_V[:, None], label_VS[name], -1))
+        if not np.any(pool.count_C > 1):
+            raise UserError(f'facet {name!r}: no two items with a text share a label; name another')
+        pools.append(pool)
+    return pools
 
 
 def shuffle(label_VS: np.ndarray, seed: int) -> np.ndarray:
@@ -222,15 +235,15 @@ def look(
     module: Projection,
     params: Tree,
     text_VE: np.ndarray,
-    labels: dict[str, np.ndarray],
+    facets: Sequence[Facet],
     seed: int,
 ) -> dict[str, Any]:
     """What each head's item vectors tell of each facet; items without text are left out."""
-    if not labels:  # of instances alone there is nothing to tell
+    if not facets:  # of instances alone there is nothing to tell
         return {}
-    has_text_V = np.any(text_VE != 0, axis=1)
+    has_text_V = text_VE.any(axis=1)
     item_VHK = np.asarray(module.apply({'params': params}, text_VE[has_text_V]))
-    known = {name: label_VS[has_text_V] for name, label_VS in labels.items()}
+    known = {facet.name: facet.label_VS[has_text_V] for facet in facets}
     return probe.compare(item_VHK.swapaxes(0, 1), known, seed)
 
 
@@ -244,7 +257,7 @@ def save(
 ) -> None:
     """Writes the stage's files, text.json last: with it the stage is finished."""
     items_VD = module.apply({'params': params}, text_VE, method='items')
-    items_VD = np.where(np.any(text_VE != 0, axis=1, keepdims=True), items_VD, 0)
+    items_VD = np.where(text_VE.any(axis=1, keepdims=True), items_VD, 0)
     with explain_os_errors(f'making the folder {folder}'):
         folder.mkdir(exist_ok=True)
     with records.replacing(folder / 'items.npy') as file:
@@ -258,20 +271,3 @@ def save(
         names = {f'{facet.name}/names': np.array(facet.labels) for facet in facets}
         np.savez_compressed(file, **arrays, **names)
     records.write_json(folder / 'text.json', told)
-
-
-def is_finished(run: Run) -> bool:
-    """Whether the run's folder holds a text stage of its data.
-
-    Raises:
-      UserError: when it is of other data.
-    """
-    path = run.folder / 'text' / 'text.json'
-    if not path.is_file():
-        return False
-    if records.read_json(path).get('data_sha256') != run.data.card['fingerprint']:
-        raise UserError(
-            f'{path.parent} was made of other data than {run.folder / "dataset"} holds; take the '
-            'two from one run'
-        )
-    return True

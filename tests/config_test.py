@@ -397,3 +397,21 @@ def test_reading_flags_needs_no_jax():
     seconds, modules = done.stdout.split('\n')[:2]
     assert modules == ''
     assert float(seconds) < 2
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--facets=brand'], '--item_init=random makes no use of --facets'),
+        (['--stages=prepare,text'], 'makes no use of the stage text'),
+        (['--text_epochs=3', '--item_init=x.npy'], '--item_init=x.npy makes no use of --text_epo'),
+        (['--unseen_items=kept'], 'holds rows that start at random'),
+        (['--item_training=added'], 'holds rows that start at random'),
+        (['--item_init=text', '--unseen_items=kept', '--item_training=frozen'], 'does nothing'),
+        (['--item_init=text', '--text_design=shared', '--facet_init=random'], 'does nothing'),
+        (['--item_init=text', '--text_orthogonality=1'], 'is of --text_design=shared'),
+        (['--item_init=text', '--facets=brand', '--text_dropout=0'], 'two views'),
+    ],
+)
+def test_flags_of_texts_that_would_do_nothing_are_refused(flags, message):
+    assert message in refusal(*flags)

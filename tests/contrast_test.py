@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from fame_jax import contrast, probe
-from fame_jax.models.projection import DESIGNS, Projection, moving, unit
+from fame_jax.models.projection import Projection, moving, unit
 
+DESIGNS = ('independent', 'shared')
 OPTIONS = contrast.Options(
     epochs=2,
     learning_rate=1e-2,
@@ -83,6 +84,13 @@ def test_a_draw_takes_items_of_distinct_labels_that_two_items_share(key):
             for c, j in enumerate(np.asarray(item_B)):
                 one, other = {*LABELS[i]} - {-1}, {*LABELS[j]} - {-1}
                 assert weight_BB[b, c] == len(one & other) / len(one | other)
+
+
+def test_a_facet_of_few_labels_fills_the_batch_with_more_items_of_each(key):
+    item_B, _, _ = contrast.draw(key, contrast.make_pool(LABELS), labels=6, items=4)
+    assert item_B.shape == (6 * 4,)
+    held = [{*LABELS[i]} - {-1} for i in np.asarray(item_B)]
+    assert sum(0 in labels for labels in held) >= 8
 
 
 def test_labels_are_drawn_by_the_root_of_their_frequency(key):

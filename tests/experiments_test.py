@@ -7,6 +7,7 @@ import pytest
 
 from fame_jax import config as config_lib
 from fame_jax.models.build import MODELS, build, initial
+from fame_jax.run import label
 
 FILES = sorted((Path(__file__).parent.parent / 'experiments').glob('*.cfg'))
 
@@ -51,3 +52,12 @@ def test_the_two_toys_recipes_differ_in_what_the_paper_says_otherwise():
         '--facet_init',
         '--gate_scale',
     }
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_results_have_a_name_for_it(path):
+    config = config_lib.parse([f'--flagfile={path}'])
+    names = [label(config, stage) for stage in ('pretrain', 'finetune')]
+    assert names[0].startswith('SASRec')
+    assert names[1].startswith('FAME+' if path.stem.endswith('_plus') else 'FAME (')
+    assert ('as the paper reads' in names[1]) == (path.stem == 'toys_paper')

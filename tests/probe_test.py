@@ -309,3 +309,10 @@ def test_a_map_of_few_items():
 def test_the_door_does_not_wait_for_scikit_learn():
     code = "import sys, fame_jax.probe; print('sklearn' in sys.modules)"
     assert subprocess.check_output([sys.executable, '-c', code], text=True).strip() == 'False'
+
+
+@pytest.mark.parametrize('vector_VD', [np.ones((9, 4)), np.arange(9.0)[:, None], np.eye(3)[:1]])
+def test_vectors_that_span_no_plane_are_one_place_on_the_map(vector_VD):
+    item_B, xy = probe.flatten(vector_VD, seed=0)
+    assert item_B.tolist() == list(range(len(vector_VD)))
+    np.testing.assert_array_equal(xy, np.zeros((len(vector_VD), 2)))

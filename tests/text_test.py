@@ -26,12 +26,15 @@ FLAGS = [
     '--max_length=10',
     '--row_length=16',
     '--rows_per_step=4',
-    '--text_epochs=60',
-    '--text_inner_width=16',
-    '--text_labels_per_step=3',
     '--pretrain_epochs=1',
     '--finetune_epochs=1',
     '--progress=none',
+]
+PLUS = [
+    '--item_init=text',
+    '--text_epochs=60',
+    '--text_inner_width=16',
+    '--text_labels_per_step=3',
 ]
 
 
@@ -45,7 +48,7 @@ def start(folder, *more):
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
     """A run with its text stage done."""
-    run = start(tmp_path_factory.mktemp('text') / 'run', '--item_init=text')
+    run = start(tmp_path_factory.mktemp('text') / 'run', *PLUS)
     text.text(run)
     return run
 
@@ -53,6 +56,12 @@ def made(tmp_path_factory):
 def read(run):
     folder = run.folder / 'text'
     return np.load(folder / 'items.npy'), records.read_json(folder / 'text.json')
+
+
+def read_start(run):
+    data = run.data
+    folder = run.folder / 'text'
+    return item_table.read('text', folder, data.num_items, 8, data.card['fingerprint'])
 
 
 @pytest.mark.parametrize(
@@ -86,7 +95,7 @@ def test_each_planted_facet_stands_out_in_its_head(made):
 
 
 def test_shuffled_labels_leave_no_diagonal(tmp_path):
-    run = start(tmp_path / 'run', '--item_init=text', '--shuffled_labels')
+    run = start(tmp_path / 'run', *PLUS, '--shuffled_labels')
     text.text(run)
     agreement_HM = np.array(read(run)[1]['probes']['after']['neighbours'])
     diagonal = np.trace(agreement_HM) - np.trace(agreement_HM[::-1])
@@ -106,7 +115,9 @@ def test_after_surgery_a_heads_item_vectors_are_its_facets(made):
     items_VD, _ = read(made)
     block_VHK = items_VD.reshape(-1, 2, 4)
     np.testing.assert_allclose(np.linalg.norm(block_VHK[1:], axis=-1), 1, rtol=1e-5)
-    start_ = item_table.read('text', made.folder / 'text', made.data.num_items, 8)
+    start_ = item_table.read(
+        'text', made.folder / 'text', made.data.num_items, 8, made.data.card['fingerprint']
+    )
     backbone, fame = (build(name, made.config, made.data.num_items) for name in ('sasrec', 'fame'))
     key = jax.random.key(0)
     pretrained = item_table.fill(initial(backbone, key), start_, 0.02, 'trained')
@@ -119,9 +130,11 @@ def test_after_surgery_a_heads_item_vectors_are_its_facets(made):
 
 
 def test_the_shared_design_brings_its_own_facet_matrices(tmp_path):
-    run = start(tmp_path / 'run', '--item_init=text', '--text_design=shared')
+    run = start(tmp_path / 'run', *PLUS, '--text_design=shared')
     text.text(run)
-    start_ = item_table.read('text', run.folder / 'text', run.data.num_items, 8)
+    start_ = item_table.read(
+        'text', run.folder / 'text', run.data.num_items, 8, run.data.card['fingerprint']
+    )
     params = item_table.align(initial(run.module('finetune'), jax.random.key(0)), start_)
     assert start_.facet_HDK.shape == (2, 8, 4)
     np.testing.assert_array_equal(params['facet_block']['facet'], start_.facet_HDK)
@@ -140,7 +153,7 @@ def best(run, stage):
 
 
 def test_no_text_epochs_are_fame_with_that_initialisation(tmp_path):
-    plus = start(tmp_path / 'plus', '--item_init=text', '--text_epochs=0')
+    plus = start(tmp_path / 'plus', *PLUS, '--text_epochs=0')
     for stage in (text.text, stages.pretrain, stages.finetune):
         stage(plus)
     given = start(tmp_path / 'given', f'--item_init={plus.folder}/text/items.npy')
@@ -168,7 +181,7 @@ def test_a_frozen_table_stays_and_the_rest_learns(made, tmp_path, training):
 
 
 def test_the_stage_is_done_once_and_comes_out_the_same(made, tmp_path):
-    again = start(tmp_path / 'run', '--item_init=text')
+    again = start(tmp_path / 'run', *PLUS)
     text.text(again)
     np.testing.assert_array_equal(read(made)[0], read(again)[0])
     stamp = (again.folder / 'text' / 'items.npy').stat().st_mtime_ns
@@ -177,13 +190,78 @@ def test_the_stage_is_done_once_and_comes_out_the_same(made, tmp_path):
 
 
 def test_what_was_made_of_other_data_is_refused(made, tmp_path):
-    run = start(tmp_path / 'run', '--item_init=text', '--synthetic_seed=1')
+    run = start(tmp_path / 'run', *PLUS, '--synthetic_seed=1')
     (made.folder / 'text').rename(run.folder / 'text')
     try:
         with pytest.raises(UserError, match='was made of other data'):
             text.text(run)
     finally:
         (run.folder / 'text').rename(made.folder / 'text')
+
+
+def test_a_folder_with_a_file_missing_is_made_again(made, tmp_path):
+    run = start(tmp_path / 'run', *PLUS, '--text_epochs=1')
+    text.text(run)
+    (run.folder / 'text' / 'items.npy').unlink()
+    text.text(run)
+    assert (run.folder / 'text' / 'items.npy').is_file()
+
+
+def test_the_whole_of_it_is_judged_and_drawn(tmp_path, capsys):
+    stage_names = '--stages=prepare,text,pretrain,finetune,evaluate'
+    flags = [*FLAGS, *PLUS, '--text_epochs=1', '--unseen_items=kept', stage_names]
+    assert main([*flags, f'--workdir={tmp_path}']) == 0
+    assert 'FAME+ (H 2, N 2' in capsys.readouterr().out
+    results = records.read_json(tmp_path / 'results.json')['results']
+    assert results['finetune']['facets']['facets'] == ['facet_1', 'facet_2']
+    assert np.shape(results['finetune']['facets']['probe']) == (2, 2)
+    for name in ('heads.svg', 'items.svg'):
+        assert (tmp_path / name).read_text().rstrip().endswith('</svg>')
+
+
+def test_kept_rows_are_those_that_no_history_holds(tmp_path):
+    run = start(tmp_path / 'run', *PLUS, '--unseen_items=kept', '--text_epochs=0')
+    text.text(run)
+    stages.pretrain(run)
+    fresh = stages._begin(
+        run,
+        'pretrain',
+        initial(run.module('pretrain'), jax.random.fold_in(stages._key(run.config, 'pretrain'), 0)),
+        jax.random.key(0),
+    )
+    with run.checkpoints('pretrain') as checkpoints:
+        last = checkpoints.restore(params=fresh)['params']
+    items, _ = stages.sequences.split_training(run.data)
+    moved_V = np.any(np.asarray(last['item_table'] != fresh['item_table']), axis=1)
+    assert sorted(np.flatnonzero(moved_V)) == sorted({*items.tolist()})
+
+
+def vectors(tmp_path, array):
+    path = tmp_path / 'vectors.npy'
+    np.save(path, array.astype(np.float32))
+    return f'--text_encoder={path}'
+
+
+@pytest.mark.parametrize('value', [0.0, 1.0])
+def test_vectors_that_are_all_alike_are_refused(made, tmp_path, value):
+    flag = vectors(tmp_path, np.full((made.data.num_items + 1, 5), value))
+    run = start(tmp_path / 'run', *PLUS, flag)
+    with pytest.raises(UserError, match='are alike or zero'):
+        text.text(run)
+
+
+def test_vectors_alone_need_no_file_of_items(log, tmp_path):
+    flag = vectors(tmp_path, np.random.default_rng(0).normal(size=(10, 5)))
+    assert log(['not read'], '--facets=instance', flag) == 0
+    assert records.read_json(tmp_path / 'run' / 'text' / 'text.json')['probes']['after'] == {}
+
+
+def test_a_facet_without_a_pair_is_refused(made):
+    has_text_V = np.zeros(made.data.num_items + 1, bool)
+    has_text_V[1] = True
+    facets = text.read_items(made, ['facet_1']).facets
+    with pytest.raises(UserError, match='no two items with a text share a label'):
+        text.make_pools(made.config, ['facet_1'], facets, has_text_V)
 
 
 # A user's log with a file of its items.
@@ -209,7 +287,7 @@ def log(tmp_path):
         )
         (tmp_path / 'mine_items.jsonl.gz').write_bytes(gzip.compress(content.encode()))
         flags = [*FLAGS[5:], f'--dataset={path}', f'--workdir={tmp_path / "run"}', '--k_core=0']
-        flags += ['--stages=prepare,text', '--item_init=text', '--commonest_label=0.9', *more]
+        flags += ['--stages=prepare,text', *PLUS, '--commonest_label=0.9', *more]
         return main(flags)
 
     return run

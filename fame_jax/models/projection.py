@@ -15,8 +15,6 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-DESIGNS = ('independent', 'shared')
-
 
 class Head(nn.Module):
     """One facet's own projection, its inner layer as wide as told."""
