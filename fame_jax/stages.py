@@ -177,7 +177,8 @@ def _refuse_other_backbone(run: Run, source: str) -> None:
     theirs = config_lib.read(Path(source) / 'flags.cfg')
     module = type(run.module('pretrain'))
     names = {field.name for field in dataclasses.fields(module)} - {'dropout', 'dtype'}
-    names |= {'item_init'} | (set(config_lib.TEXT) if theirs.item_init == 'text' else set())
+    names |= {'item_init', 'item_scale', 'unseen_items'}
+    names |= set(config_lib.TEXT) if theirs.item_init == 'text' else set()
     differ = [
         f'--{name}={getattr(run.config, name)} (there: {getattr(theirs, name)})'
         for name in config_lib.fields()
