@@ -27,7 +27,7 @@ Tree = Any
 
 TRAINED = ('pretrain', 'finetune')
 # What sets one FAME+ apart from another in the name that results give it.
-TOLD_OF_TEXT = ('facets', 'shuffled_labels', 'text_encoder', 'text_design', 'text_alternation')
+TOLD_OF_TEXT = ('shuffled_labels', 'text_encoder', 'text_design', 'text_alternation')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,10 +150,7 @@ def label(config: Config, stage: str) -> str:
     names |= {'finetune_from'} if stage == 'finetune' else set()
     plus = config.item_init == 'text' and model == 'fame'
     names |= set() if plus else {'item_init'}
-    if config.item_init != 'random':
-        names |= {'item_scale', 'unseen_items'}
-    if config.item_init == 'text':
-        names |= set(TOLD_OF_TEXT)
+    names |= {'unseen_items', *TOLD_OF_TEXT}
     own = {f: getattr(config, f) for f in config_lib.fields() if f in names}
     told = {f: v for f, v in own.items() if v != config_lib.fields()[f].default}
     told = {f: v for f, v in told.items() if not f.startswith('chunk_')}  # the same loss
