@@ -42,13 +42,13 @@ def test_a_table_that_scores_apart_starts_alike():
 
 
 def test_facet_matrices_for_other_heads_are_refused():
-    params = {'facet_block': {'facet': np.zeros((4, 4, 1))}}
+    params = {'facet_block': {'facet': np.zeros((4, 4, 1), np.float32)}}
     with pytest.raises(UserError, match='a W_f for 2 heads; use as many with --num_heads'):
         item_table.align(params, item_table.Start(ITEMS, np.zeros((2, 4, 2))))
 
 
 def test_the_facet_matrices_come_along_if_there_are_any():
-    params = {'facet_block': {'facet': np.zeros((2, 4, 2)), 'gate': np.ones(1)}}
+    params = {'facet_block': {'facet': np.zeros((2, 4, 2), np.float32), 'gate': np.ones(1)}}
     assert item_table.align(params, item_table.Start(ITEMS)) == params
     facet_HDK = np.arange(16, dtype=np.float32).reshape(2, 4, 2)
     aligned = item_table.align(params, item_table.Start(ITEMS, facet_HDK))
