@@ -142,19 +142,23 @@ def _facets(run: Run, params: Tree) -> dict[str, Any]:
     labels = _known_labels(run)
     if not labels:
         return {}
-    item_VD = np.asarray(run.module('finetune').apply({'params': params}, method='item_vectors'))
-    told_V = _with_text(run)
-    item_HVK = jnp.einsum('VD,HDK->HVK', item_VD[told_V], params['facet_block']['facet'])
+    item_VD, told_V = _told_vectors(run, params)
+    item_HVK = jnp.einsum('VD,HDK->HVK', item_VD, params['facet_block']['facet'])
     known = {name: label_VS[told_V] for name, label_VS in labels.items()}
     return probe.compare(np.asarray(item_HVK, np.float32), known, run.config.seed)
 
 
-def _with_text(run: Run) -> np.ndarray:
-    """Which items a text stage knew something of, bool [V + 1]; all, where there was none."""
+def _told_vectors(run: Run, params: Tree) -> tuple[np.ndarray, np.ndarray]:
+    """FAME's vectors of the items that the stage text knew something of, and which those are.
+
+    Where there was no such stage, of all items; the second is bool [V + 1].
+    """
     path = run.folder / 'text' / 'items.npy'
+    told_V = np.arange(run.data.num_items + 1) > 0
     if path.is_file():
-        return read_vectors(path, run.data.num_items + 1).any(axis=1)
-    return np.arange(run.data.num_items + 1) > 0
+        told_V = read_vectors(path, run.data.num_items + 1).any(axis=1)
+    item_VD = run.module('finetune').apply({'params': params}, method='item_vectors')
+    return np.asarray(item_VD, np.float32)[told_V], told_V
 
 
 def _draw(run: Run, params: Tree, found: dict[str, Any]) -> None:
@@ -166,9 +170,8 @@ def _draw(run: Run, params: Tree, found: dict[str, Any]) -> None:
     probes = records.read_json(folder / 'text.json')['probes']
     stages = {'text, before': probes['before'], 'text, after': probes['after']}
     plots.heads_by_facets(stages | {'fine-tuned': found}, run.folder / 'heads.svg')
-    told_V = _with_text(run)
-    item_VD = np.asarray(run.module('finetune').apply({'params': params}, method='item_vectors'))
-    item_B, xy = probe.flatten(np.asarray(item_VD[told_V], np.float32), run.config.seed)
+    item_VD, told_V = _told_vectors(run, params)
+    item_B, xy = probe.flatten(item_VD, run.config.seed)
     names = {
         facet: _name_labels(label_VS[told_V][item_B], names_C)
         for facet, (label_VS, names_C) in labels.items()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from fame_jax import config as config_lib
@@ -119,9 +118,7 @@ def _make_optimizer(run: Run, learning_rate: float) -> optax.GradientTransformat
     config = run.config
     moving = {}
     if config.unseen_items == 'kept':
-        cut = _windows(run)
-        at = np.concatenate([s + np.arange(n) for s, n in zip(cut.starts, cut.lengths)])
-        seen_V = np.bincount(cut.items[at], minlength=run.data.num_items + 1) > 0
+        seen_V = pipeline.seen(_windows(run), run.data.num_items)
         moving = {'item_table': seen_V, 'output_table': seen_V}
     return train.make_optimizer(
         learning_rate,

@@ -11,7 +11,7 @@ import numpy as np
 from fame_jax import contrast, encoder, item_table, probe, records
 from fame_jax.config import Config
 from fame_jax.data import download, item_text, synthetic
-from fame_jax.data.facets import Facet, build_facet
+from fame_jax.data.facets import Facet, build_facet, merge
 from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.models.projection import Projection
 from fame_jax.run import Run, machine
@@ -118,16 +118,8 @@ def _of_world(name: str, known: dict[str, Facet]) -> Facet:
         )
     if name in known:
         return known[name]
-    parts = [known[part] for part in name.split('+')]
-    named = [
-        [
-            f'{part.name}: {part.labels[label]}'
-            for part, labels in zip(parts, row)
-            for label in labels
-            if label >= 0
-        ]
-        for row in zip(*(part.label_VS for part in parts))
-    ]
+    parts = name.split('+')
+    named = merge(parts, [known[part].by_item() for part in parts])
     return build_facet(name, named, rarest=1, commonest=1.0)
 
 

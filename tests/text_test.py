@@ -79,6 +79,13 @@ def test_every_head_gets_a_facet(facets, num_heads, heads):
     assert text.assign(facets, num_heads) == heads
 
 
+def test_planted_facets_are_merged_with_their_labels(made):
+    (facet,) = text.read_items(made, ['facet_1+facet_2']).facets
+    assert len(facet.labels) == 2 * 3
+    for item, values in enumerate(made.data.item_facets[1:], start=1):
+        assert facet.by_item()[item] == [f'facet_{m + 1}: value {v}' for m, v in enumerate(values)]
+
+
 def test_instance_is_not_merged():
     with pytest.raises(UserError, match='name it last, or raise the heads'):
         text.assign(['instance', 'a', 'b'], 2)

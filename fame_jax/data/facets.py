@@ -25,6 +25,10 @@ class Facet(NamedTuple):
     label_VS: np.ndarray
     card: dict
 
+    def by_item(self) -> list[list[str]]:
+        """Each item's labels by name; V + 1 lists."""
+        return [[self.labels[n] for n in label_S if n >= 0] for label_S in self.label_VS]
+
 
 def build_facet(
     name: str, named: Sequence[Sequence[str]], rarest: int = 2, commonest: float = 0.3
@@ -69,6 +73,19 @@ def build_facet(
     if len(numbers) < 2:
         raise UserError(_complain(card, rarest, commonest, len(named) - 1))
     return Facet(name, [shown[key] for key in ordered], _pad(rows), card)
+
+
+def merge(names: Sequence[str], columns: Sequence[Sequence[Sequence[str]]]) -> list[list[str]]:
+    """Several facets' label names as one's, the facet's name before each so that none collide.
+
+    Args:
+      names: of the facets.
+      columns: for each facet, each item's label names.
+    """
+    return [
+        [f'{name}: {label}' for name, labels in zip(names, row) for label in labels]
+        for row in zip(*columns)
+    ]
 
 
 def _check_limits(rarest: int, commonest: float) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from fame_jax.data.credits import find_cast, find_directors
+from fame_jax.data.facets import merge
 from fame_jax.data.item_records import Records
 from fame_jax.data.sources import show
 from fame_jax.errors import UserError
@@ -66,11 +67,7 @@ def read_labels(records: Records, facet: str) -> list[list[str]]:
     """
     if '+' in facet and not find_field(records, facet):
         parts = [part.strip() for part in facet.split('+')]
-        columns = [read_labels(records, part) for part in parts]
-        return [
-            [f'{part}: {name}' for part, names in zip(parts, lists) for name in names]
-            for lists in zip(*columns)
-        ]
+        return merge(parts, [read_labels(records, part) for part in parts])
     if facet in FACETS:
         wanted, name_them = FACETS[facet]
         fields = [find_field(records, name) for name in wanted]

@@ -46,6 +46,15 @@ def windows(
     return Windows(items, starts[keep], lengths[keep])
 
 
+def seen(cut: Windows, num_items: int) -> np.ndarray:
+    """Which items any window holds, bool [V + 1]."""
+    edges = np.zeros(len(cut.items) + 1, np.int64)
+    np.add.at(edges, cut.starts, 1)
+    np.add.at(edges, cut.starts + cut.lengths, -1)
+    held = cut.items[np.cumsum(edges[:-1]) > 0]
+    return np.bincount(held, minlength=num_items + 1) > 0
+
+
 def assign_rows(inputs: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Puts stretches in rows, each in the row with the least room that still holds it (best fit).
 
