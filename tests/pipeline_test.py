@@ -368,7 +368,7 @@ def test_held_rows_have_few_shapes():
 
 @pytest.mark.parametrize('long_histories', ['split', 'last'])
 def test_seen_are_the_items_of_windows(long_histories):
-    """Histories 1 to 5, 6 alone, 7 8; a last window of three inputs leaves 1 out, and 6 has none."""
+    """Histories 1 to 5, 6 alone, 7 8; a last window of three inputs leaves 1 out; 6 has none."""
     items, offsets = np.array([1, 2, 3, 4, 5, 6, 7, 8], np.int32), np.array([0, 5, 6, 8])
     cut = pipeline.windows(items, offsets, 3, long_histories)
     found = np.flatnonzero(pipeline.seen(cut, 9)).tolist()
