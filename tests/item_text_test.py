@@ -268,7 +268,8 @@ MISTAKES = {
     'two columns': ('x.csv', b'item_id,a,a\n7,1,2\n', {}, ", line 1: two columns 'a'"),
     'latin-1': ('x.csv', CSV + b'9,\xe9\n', {}, ', line 4, byte 3: 0xe9 is not UTF-8'),
     'kind': ('x.pdf', b'%PDF', {}, ': not a kind of items file'),
-    'gzip': ('movies.dat.gz', b'\x1f\x8bnot', {}, ': not gzip'),
+    'gzip': ('movies.dat.gz', b'\x1f\x8b and not gzip', {}, ': not gzip'),
+    'gzip cut short': ('movies.dat.gz', b'\x1f\x8bnot', {}, ': cut short'),
     'zip': ('x.zip', b'PK', {}, ': not a zip archive'),
     'other zip': ('x.zip', archive(a__txt=b'x'), {}, ': none of movies.dat'),
 }  # fmt: skip

@@ -1,19 +1,15 @@
 """Files that describe items, in whatever form they come, as records with named fields."""
 
 import ast
-import gzip
-import hashlib
-import io
 import json
 import os
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fame_jax.data.sources import UNPACKING, Source, fail, open_source, read_text, show
+from fame_jax.data.sources import Source, fail, open_source, read_text, show, unpack
 from fame_jax.errors import UserError, explain_os_errors
 
 ITEM_FILES = ('movies.dat', 'movies.csv', 'u.item')  # what MovieLens calls them, also in its zips
@@ -115,11 +111,10 @@ def _open(path: str | os.PathLike) -> Source:
     """Opens one of KINDS by open_source; .item files and MovieLens' own are not of its kinds."""
     path = Path(path)
     name = path.name.lower().removesuffix('.gz')
-    kind = 'u.item' if name == 'u.item' else name.rpartition('.')[2]
-    if name == 'movies.dat' or kind in ('item', 'u.item', 'zip'):
-        source = _read_bytes(path)
-        kind = 'movies.dat' if name == 'movies.dat' else kind
-        return _to_utf8(_unzip(source) if kind == 'zip' else source._replace(kind=kind))
+    kind = _kind(name)
+    if kind in ('movies.dat', 'u.item', 'item', 'zip'):
+        source, inner = unpack(path, _choose)
+        return _to_utf8(source._replace(kind=_kind(inner.rpartition('/')[2])))
     if kind in KINDS or path.is_dir():
         return open_source(path)
     with explain_os_errors(f'reading {path}', 'check the path'):
@@ -129,37 +124,17 @@ def _open(path: str | os.PathLike) -> Source:
     raise UserError(f'{path}: {what}, or be {", ".join(ITEM_FILES)} or a MovieLens .zip')
 
 
-def _read_bytes(path: Path) -> Source:
-    if path.is_dir():
-        raise UserError(f'{path}: a folder, where a file belongs; name the file inside it')
-    with explain_os_errors(f'reading {path}', 'check the path'):
-        data = path.read_bytes()
-    sha256 = hashlib.sha256(data).hexdigest()
-    try:
-        data = gzip.decompress(data) if data[:2] == b'\x1f\x8b' else data
-    except UNPACKING as error:
-        raise UserError(f'{path}: not gzip, cut short or damaged; copy it again') from error
-    if not data:
-        raise UserError(f'{path}: empty file; check how it was made or copied')
-    return Source(str(path), path.name, '', data, sha256)
+def _kind(name: str) -> str:
+    return name if name in ('movies.dat', 'u.item') else name.rpartition('.')[2]
 
 
-def _unzip(source: Source) -> Source:
-    try:
-        with zipfile.ZipFile(io.BytesIO(source.data)) as archive:
-            inside = {name.rpartition('/')[2]: name for name in reversed(archive.namelist())}
-            wanted = next((name for name in ITEM_FILES if name in inside), '')
-            if not wanted:
-                what = f'none of {", ".join(ITEM_FILES)} inside; unpack it and name the file'
-                raise UserError(f'{source.place}: {what}')
-            data, place = archive.read(inside[wanted]), f'{source.place}/{inside[wanted]}'
-    except UNPACKING as error:
-        what = 'not a zip archive, cut short or damaged; copy or download it again'
-        raise UserError(f'{source.place}: {what}') from error
-    kind = 'csv' if wanted.endswith('.csv') else wanted
-    if not data:
-        raise UserError(f'{place}: nothing inside; copy or download it again')
-    return source._replace(place=place, kind=kind, data=data)
+def _choose(source: Source, names: list[str]) -> str:
+    inside = {name.rpartition('/')[2]: name for name in reversed(names)}
+    for wanted in ITEM_FILES:
+        if wanted in inside:
+            return inside[wanted]
+    what = f'none of {", ".join(ITEM_FILES)} inside; unpack it and name the file'
+    raise UserError(f'{source.place}: {what}')
 
 
 def _to_utf8(source: Source) -> Source:

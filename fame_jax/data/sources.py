@@ -7,6 +7,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -43,6 +44,25 @@ def open_source(path: str | os.PathLike) -> Source:
     Raises:
       UserError: if it is missing, empty, a folder, cut short or of no known kind.
     """
+    source, inner = unpack(path, _choose)
+    return source._replace(kind=_kind(source.place, inner))
+
+
+def unpack(
+    path: str | os.PathLike, choose: Callable[[Source, list[str]], str]
+) -> tuple[Source, str]:
+    """Reads a file of any kind and unpacks .gz and .zip.
+
+    Args:
+      path: the file.
+      choose: (archive, names inside) -> the name that is wanted, or a UserError.
+
+    Returns:
+      The source, its kind still open, and the lower-case name of what was inside, without .gz.
+
+    Raises:
+      UserError: if it is missing, empty, a folder or cut short.
+    """
     path = Path(path)
     if path.is_dir():
         raise UserError(f'{path}: a folder, where a file belongs; name the file inside it')
@@ -53,12 +73,12 @@ def open_source(path: str | os.PathLike) -> Source:
     source = Source(str(path), path.name, '', data, hashlib.sha256(data).hexdigest())
     inner = path.name.lower()
     if inner.endswith('.zip'):
-        source, inner = _unzip(source)
+        source, inner = _unzip(source, choose)
     if inner.endswith('.gz') or source.data[:2] == b'\x1f\x8b':
         source, inner = _gunzip(source), inner.removesuffix('.gz')
     if not source.data:
         raise UserError(f'{source.place}: nothing inside; check how it was made or copied')
-    return source._replace(kind=_kind(source.place, inner))
+    return source, inner
 
 
 def read_text(source: Source) -> bytes:
@@ -136,11 +156,11 @@ def _gunzip(source: Source) -> Source:
         raise UserError(f'{source.place}: {what}; copy or download it again') from error
 
 
-def _unzip(source: Source) -> tuple[Source, str]:
-    """Returns the log inside the archive and its name."""
+def _unzip(source: Source, choose: Callable[[Source, list[str]], str]) -> tuple[Source, str]:
+    """Returns the chosen file inside the archive and its name."""
     try:
         with zipfile.ZipFile(io.BytesIO(source.data)) as archive:
-            name = _choose(source, archive.namelist())
+            name = choose(source, archive.namelist())
             inner = source._replace(place=f'{source.place}/{name}', data=archive.read(name))
     except UNPACKING as error:
         what = 'not a zip archive, cut short or damaged; copy or download it again'
