@@ -10,6 +10,7 @@ on CPU and CUDA.
 """
 
 import argparse
+import collections
 import dataclasses
 import functools
 import json
@@ -43,62 +44,109 @@ def matmul_rate(size=2048, repeats=10):
 
 
 class Variant:
-    """One configuration of the training step, ready to be timed."""
+    """One configuration of the training step, ready to be timed; a program for each batch shape.
 
-    def __init__(self, name, base, **changes):
+    An epoch's batches may come in several shapes. Each is timed by itself, and what is told of an
+    epoch is summed over its batches. What a model does once before an epoch is no part of it.
+    """
+
+    def __init__(self, name, run, model):
+        """run: with the data prepared; model: a name, since a run of FAME trains two."""
         self.name = name
-        model = changes.pop('model', 'fame')
-        config = config_lib.Config(**{**vars(base.config), **changes})
-        config_lib.check(config)
-        run = dataclasses.replace(base, config=config)
         began = time.perf_counter()
         epoch = stages.epochs_of(run)(0)
-        self.batches = list(epoch.batches)
+        batches = list(epoch.batches)
         self.input_seconds = time.perf_counter() - began
         self.num_steps, self.num_histories = epoch.num_steps, epoch.num_histories
-        self.targets = sum(float(batch.weights_BL.sum()) for batch in self.batches)
-        module = build(model, config, base.data.num_items)
+        self.weights = sum(float(batch.weights_BL.sum()) for batch in batches)
+        self.batches = collections.defaultdict(list)
+        for batch in batches:
+            self.batches[_shape(batch)].append(batch)
+        self._compile(run, model)
+        self.times = {shape: [] for shape in self.batches}
+        self.scored = self.weighed = 0.0
+
+    def _compile(self, run, model):
+        config = run.config
+        module = build(model, config, run.data.num_items)
         self.key = jax.random.key(0, impl='rbg' if config.random_bits == 'rbg' else None)
         params = initial(module, self.key)
-        optimizer = train.make_optimizer(1e-3, 0.999, 0.0)
+        self.num_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+        optimizer = train.make_optimizer(config.learning_rate, config.adam_b2, config.weight_decay)
         objective = functools.partial(build_objective(model, config), module)
         step = train.make_step(objective, optimizer)
         self.state = train.State(jnp.int32(0), params, optimizer.init(params))
         began = time.perf_counter()
-        self.compiled = step.lower(self.state, self.batches[0], self.key).compile()
+        self.compiled = {
+            shape: step.lower(self.state, batches[0], self.key).compile()
+            for shape, batches in self.batches.items()
+        }
         self.compile_seconds = time.perf_counter() - began
-        self.times = []
 
     def time_steps(self, count):
-        """Times single steps, waiting for each."""
-        for _ in range(count):
-            batch = self.batches[len(self.times) % len(self.batches)]
-            began = time.perf_counter()
-            self.state, sums = self.compiled(self.state, batch, self.key)
-            jax.block_until_ready(sums)
-            self.times.append(time.perf_counter() - began)
+        """Times single steps, so many of each shape, waiting for each."""
+        for shape, batches in self.batches.items():
+            times, step = self.times[shape], self.compiled[shape]
+            for _ in range(count):
+                batch = batches[len(times) % len(batches)]
+                began = time.perf_counter()
+                self.state, sums = step(self.state, batch, self.key)
+                jax.block_until_ready(sums)
+                times.append(time.perf_counter() - began)
+                self.scored += float(sums[1])
+                self.weighed += float(batch.weights_BL.sum())
+
+    def epoch_seconds(self, percentile=50, begin=2, end=None):
+        """Seconds of an epoch of such steps; of each shape those timed from begin to end."""
+        return sum(
+            len(batches) * float(np.percentile(self.times[shape][begin:end], percentile))
+            for shape, batches in self.batches.items()
+        )
+
+    def terms(self):
+        """Terms in an epoch's losses: the weights of its batches, or the share a model scores."""
+        return self.weights * self.scored / self.weighed
 
     def result(self, rate):
         """The figures of the variant."""
-        p10, median, p90 = np.percentile(self.times[2:], [10, 50, 90])
-        cost = self.compiled.cost_analysis() or {}
-        memory = self.compiled.memory_analysis()
-        flops = float(cost.get('flops', float('nan')))
+        p10, median, p90 = (self.epoch_seconds(p) / self.num_steps for p in (10, 50, 90))
+        flops = sum(
+            len(batches) * float((self.compiled[shape].cost_analysis() or {}).get('flops', np.nan))
+            for shape, batches in self.batches.items()
+        )
+        flops /= self.num_steps
+        memories = [step.memory_analysis() for step in self.compiled.values()]
         return {
             'name': self.name,
             'step_ms': {'p10': 1e3 * p10, 'median': 1e3 * median, 'p90': 1e3 * p90},
+            'shapes': len(self.batches),
             'steps_per_epoch': self.num_steps,
-            'targets_per_step': self.targets / self.num_steps,
+            'targets_per_step': self.weights / self.num_steps,
+            'terms_per_epoch': self.terms(),
+            'parameters': self.num_parameters,
             'epoch_seconds': median * self.num_steps,
             'steps_per_second': 1 / median,
-            'tokens_per_second': self.targets / self.num_steps / median,
+            'tokens_per_second': self.weights / self.num_steps / median,
             'histories_per_second': self.num_histories / self.num_steps / median,
             'compile_seconds': self.compile_seconds,
             'gflop_per_step': flops / 1e9,
             'share_of_matmul_rate': flops / median / rate,
-            'temporaries_mb': memory.temp_size_in_bytes / 1e6 if memory else None,
+            'temporaries_mb': max(m.temp_size_in_bytes for m in memories) / 1e6
+            if all(memories)
+            else None,
             'input_share': self.input_seconds / (median * self.num_steps),
         }
+
+
+def _shape(batch):
+    return tuple(field.shape for field in jax.tree.leaves(batch))
+
+
+def changed(base, **changes):
+    """The run with fields of its config changed, over the same data."""
+    config = config_lib.Config(**{**vars(base.config), **changes})
+    config_lib.check(config)
+    return dataclasses.replace(base, config=config)
 
 
 def variants(base, quick):
@@ -108,21 +156,21 @@ def variants(base, quick):
     mean = targets / epoch.num_histories
     rows = round(base.config.rows_per_step * base.config.row_length / mean)
     padded = {'packed': False, 'rows_per_step': rows}
-    yield 'SASRec packed', {'model': 'sasrec'}
-    yield f'SASRec padded to {base.config.max_length}', {'model': 'sasrec', **padded}
-    yield 'SASRec packed, plain loss', {'model': 'sasrec', 'chunk_tokens': 0}
-    yield 'SASRec packed, 256 tokens a chunk', {'model': 'sasrec', 'chunk_tokens': 256}
-    yield 'SASRec packed, rbg', {'model': 'sasrec', 'random_bits': 'rbg'}
-    yield 'SASRec packed, bfloat16', {'model': 'sasrec', 'dtype': 'bfloat16'}
-    yield 'SASRec packed, 2,048 items a chunk', {'model': 'sasrec', 'chunk_items': 2048}
-    yield 'FAME H 2 N 8 packed', {'num_experts': 8}
-    yield 'FAME H 2 N 8 packed, plain loss', {'num_experts': 8, 'chunk_tokens': 0}
-    yield 'FAME H 2 N 8 packed, 256 tokens a chunk', {'num_experts': 8, 'chunk_tokens': 256}
-    yield f'FAME H 2 N 8 padded to {base.config.max_length}', {'num_experts': 8, **padded}
+    yield 'SASRec packed', 'sasrec', {}
+    yield f'SASRec padded to {base.config.max_length}', 'sasrec', padded
+    yield 'SASRec packed, plain loss', 'sasrec', {'chunk_tokens': 0}
+    yield 'SASRec packed, 256 tokens a chunk', 'sasrec', {'chunk_tokens': 256}
+    yield 'SASRec packed, rbg', 'sasrec', {'random_bits': 'rbg'}
+    yield 'SASRec packed, bfloat16', 'sasrec', {'dtype': 'bfloat16'}
+    yield 'SASRec packed, 2,048 items a chunk', 'sasrec', {'chunk_items': 2048}
+    yield 'FAME H 2 N 8 packed', 'fame', {'num_experts': 8}
+    yield 'FAME H 2 N 8 packed, plain loss', 'fame', {'num_experts': 8, 'chunk_tokens': 0}
+    yield 'FAME H 2 N 8 packed, 256 tokens a chunk', 'fame', {'num_experts': 8, 'chunk_tokens': 256}
+    yield f'FAME H 2 N 8 padded to {base.config.max_length}', 'fame', {'num_experts': 8, **padded}
     for experts in (1, 4) if quick else (1, 2, 4, 16, 32):
-        yield f'FAME H 2 N {experts} packed', {'num_experts': experts}
+        yield f'FAME H 2 N {experts} packed', 'fame', {'num_experts': experts}
     for heads in (4,) if quick else (1, 4, 8, 16):
-        yield f'FAME H {heads} N 8 packed', {'num_experts': 8, 'num_heads': heads}
+        yield f'FAME H {heads} N 8 packed', 'fame', {'num_experts': 8, 'num_heads': heads}
 
 
 def time_evaluation(base, model):
@@ -189,7 +237,8 @@ def main():
         stages.prepare(base)
         rate = matmul_rate()
         several = [
-            Variant(name, base, **changes) for name, changes in variants(base, arguments.quick)
+            Variant(name, changed(base, **changes), model)
+            for name, model, changes in variants(base, arguments.quick)
         ]
         for _ in range(arguments.rounds):
             for variant in several:

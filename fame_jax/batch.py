@@ -38,3 +38,22 @@ class Batch(NamedTuple):
     segments_BL: np.ndarray
     targets_BL: np.ndarray
     weights_BL: np.ndarray
+
+
+class PairedBatch(NamedTuple):
+    """A Batch and companions: prefixes that have the same target as one position of a history.
+
+    The companion rows lie beside the batch's own, as many and as long. `anchor_BL` is -1 but at a
+    companion's last column, where it is the position that the companion belongs to: row * L +
+    column, in the batch's own rows. A history has one companion at the most.
+    """
+
+    tokens_BL: np.ndarray
+    positions_BL: np.ndarray
+    segments_BL: np.ndarray
+    targets_BL: np.ndarray
+    weights_BL: np.ndarray
+    pair_tokens_BL: np.ndarray
+    pair_positions_BL: np.ndarray
+    pair_segments_BL: np.ndarray
+    anchor_BL: np.ndarray  # int32

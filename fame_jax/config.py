@@ -9,8 +9,13 @@ from typing import Any
 from absl import flags
 
 from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.recipes import RECIPES
 
 STAGES = ('prepare', 'text', 'pretrain', 'finetune', 'evaluate')
+
+
+# Models that grow out of a backbone.
+FAMES = ('fame', 'fame_bert4rec')
 
 
 def _field(default: Any, help: str, **about: Any) -> Any:
@@ -142,8 +147,9 @@ class Config:
 
     model: str = _field(
         'fame',
-        'fame is fine-tuned from its backbone; another model is trained by --stages=pretrain.',
-        choices=('fame', 'sasrec'),
+        'fame, or fame_bert4rec, is fine-tuned from its backbone; another model is trained by '
+        '--stages=pretrain, and brings the defaults of its own paper (recipes.py).',
+        choices=('fame', 'fame_bert4rec', *(name for name in RECIPES if name not in FAMES)),
         section='Model',
     )
     width: int = _field(64, 'D, width of items and hidden states.', low=1, high=65_536)
@@ -212,6 +218,35 @@ class Config:
         choices=('heads', 'one'),
     )
     ffn_shared: bool = _field(True, "One FFN' for all heads (4.2.3), or one each (4.4.2).")
+
+    hidden_width: int = _field(
+        128, 'gru4rec: width of the state.', low=1, high=65_536, section='Baselines'
+    )
+    cloze_rate: float = _field(0.2, 'bert4rec: share of items to guess.', low=0.001, high=1)
+    item_dropout: float = _field(0.2, 'core, atten_mixer: rate on item vectors.', low=0, high=0.99)
+    crop_share: float = _field(0.6, 'cl4srec, iclrec: share of a history kept.', low=0, high=1)
+    mask_share: float = _field(0.3, 'cl4srec, iclrec: share of a history masked.', low=0, high=1)
+    reorder_share: float = _field(
+        0.6, 'cl4srec, iclrec: share of a history shuffled.', low=0, high=1
+    )
+    contrast_weight: float = _field(
+        0.1, 'cl4srec, duorec, iclrec: of the contrast beside the loss.', low=0, high=1000
+    )
+    contrast_temperature: float = _field(1.0, 'Of that contrast.', low=1e-3, high=1000)
+    contrast_anchors: int = _field(
+        128, 'Histories of a step that are contrasted at the most.', low=2, high=1_000_000
+    )
+    intents: int = _field(256, 'iclrec: clusters of histories.', low=1, high=1_000_000)
+    intent_weight: float = _field(0.1, 'iclrec: of the contrast with them.', low=0, high=1000)
+    levels: int = _field(
+        7, "atten_mixer: queries, of a history's last 1, 2, ... items.", low=1, high=1000
+    )
+    pooling_norm: float = _field(4.0, 'atten_mixer: p of its pooling.', low=1, high=64)
+    order: int = _field(3, 'msgifsr: items in its longest units.', low=1, high=64)
+    entmax_alpha: float = _field(1.5, 'miasrec: 1 softmax, 1.5 entmax, 2 sparsemax.', low=1, high=2)
+    highest_weight: float = _field(
+        0.9, 'miasrec: of the highest score beside the mean.', low=0, high=1
+    )
 
     loss: str = _field(
         'ce',
@@ -289,6 +324,10 @@ TEXT = (
     *('text_inner_width', 'text_dropout', 'text_decorrelation', 'text_orthogonality'),
 )
 
+# Models that learn to fill gaps, and models that no other loss fits.
+CLOZE = ('bert4rec', 'fame_bert4rec')
+OWN_LOSS = (*CLOZE, 'msgifsr', 'miasrec')
+
 # The paper's FAME block read literally, section 4.4.2: what is not named as kept is new and random.
 PAPER_READING = {
     'attention_residual': 'none',
@@ -308,7 +347,8 @@ def parse(argv: Sequence[str]) -> Config:
     """Reads the command line, over the flags of the run that its workdir already holds.
 
     A value is taken from the command line (or a flag file it names), else, if it defines the run,
-    from the workdir's flags.cfg, else from --reading, else from the field's default.
+    from the workdir's flags.cfg, else from --reading, else from --model's recipe, else from the
+    field's default.
 
     Args:
       argv: arguments without the program's name.
@@ -327,7 +367,8 @@ def parse(argv: Sequence[str]) -> Config:
             _refuse_other_run(given, stored)
     reading = given.get('reading', stored.get('reading'))
     preset = PAPER_READING if reading == 'paper' else {}
-    config = Config(**{**preset, **stored, **given})
+    recipe = RECIPES.get(given.get('model', stored.get('model', 'fame')), {})
+    config = Config(**{**recipe, **preset, **stored, **given})
     if not config.workdir:
         name = f'{Path(config.dataset).name.split(".")[0]}_{config.model}'
         return parse([*argv, f'--workdir={Path("runs") / name}'])
@@ -355,16 +396,18 @@ def check(config: Config) -> None:
             f'--row_length={config.row_length} is shorter than a history of --max_length='
             f'{config.max_length}; raise the one or lower the other'
         )
-    if config.model != 'fame' and 'finetune' in config.stages:
+    if config.model not in FAMES and 'finetune' in config.stages:
         raise UserError(
             f'--model={config.model} has nothing to fine-tune; use '
             '--stages=prepare,pretrain,evaluate'
         )
-    if config.model == 'fame' and 'pretrain' in config.stages and config.finetune_from == 'scratch':
+    pretrained = 'pretrain' in config.stages
+    if config.model in FAMES and pretrained and config.finetune_from == 'scratch':
         raise UserError(
             '--finetune_from=scratch uses no backbone; use --stages=prepare,finetune,evaluate'
         )
     _check_text(config)
+    _check_baseline(config)
     if config.backbone_from and 'pretrain' in config.stages:
         raise UserError(
             f'--backbone_from={config.backbone_from} stands for pre-training; use '
@@ -411,6 +454,27 @@ def _check_text(config: Config) -> None:
         raise UserError(
             '--text_dropout=0 makes the two views of the facet instance the same; '
             'give it a small value such as 0.1'
+        )
+
+
+def _check_baseline(config: Config) -> None:
+    """Refuses what a model cannot do."""
+    if config.model in OWN_LOSS and config.loss != 'ce':
+        raise UserError(
+            f'--loss={config.loss} is not for --model={config.model}, which has a loss of its own; '
+            'leave it out'
+        )
+    if config.model not in CLOZE:
+        return
+    if config.positions != 'start':
+        raise UserError(
+            f'--positions={config.positions} tells earlier from later, and --model={config.model} '
+            'looks both ways; use --positions=start'
+        )
+    if config.packed and config.row_length < config.max_length + 1:
+        raise UserError(
+            f'--row_length={config.row_length} is shorter than --max_length={config.max_length} '
+            'items and the one to guess; raise the one or lower the other'
         )
 
 

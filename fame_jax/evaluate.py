@@ -56,34 +56,52 @@ def rank(score_BV: Array, target_B: Array, seen_BS: Array) -> tuple[Array, Array
     return masked_B, unmasked_B, broken_B
 
 
-@functools.partial(jax.jit, static_argnames='encode')
+@functools.partial(jax.jit, static_argnames=('encode', 'combine'))
 def _rank_rows(
-    encode: Callable[..., Array], params: Any, item_VD: Array, rows: tuple
+    encode: Callable[..., Array],
+    combine: Callable[[Array], Array],
+    params: Any,
+    item_VD: Array,
+    rows: tuple,
 ) -> tuple[Array, Array, Array]:
     tokens_BL, positions_BL, segments_BL, seen_BS, target_B = rows
-    query_BD = encode(params, tokens_BL, positions_BL, segments_BL)
-    score_BV = jnp.einsum('BD,VD->BV', query_BD, item_VD, preferred_element_type=jnp.float32)
-    return rank(score_BV, target_B, seen_BS)
+    query_BQD = encode(params, tokens_BL, positions_BL, segments_BL)
+    score_BQV = jnp.einsum('BQD,VD->BQV', query_BQD, item_VD, preferred_element_type=jnp.float32)
+    return rank(combine(score_BQV), target_B, seen_BS)
+
+
+def only(score_BQV: Array) -> Array:
+    """The score where each history has one query."""
+    return score_BQV[:, 0]
 
 
 def rank_users(
-    encode: Callable[..., Array], params: Any, item_VD: Array, held: Iterable[Any], num_users: int
+    encode: Callable[..., Array],
+    params: Any,
+    item_VD: Array,
+    held: Iterable[Any],
+    num_users: int,
+    combine: Callable[[Array], Array] = only,
 ) -> Ranks:
     """Ranks every user's target on the device; only ranks come back.
 
     Args:
-      encode: (params, tokens_BL, positions_BL, segments_BL) -> query_BD of the last column; the
-        same function object each time, since it is compiled once for each.
+      encode: (params, tokens_BL, positions_BL, segments_BL) -> query_BQD, the queries of each
+        history, of its last column where there is one a column; the same function object each time,
+        since it is compiled once for each.
       params: what encode takes.
       item_VD: item vectors by id, [V + 1, D].
       held: chunks with tokens_BL, positions_BL, segments_BL, seen_BS, target_B, user_B; a target of
         0 marks a row that only fills up.
       num_users: U.
+      combine: score_BQV -> score_BV.
 
     Raises:
       FloatingPointError: when a score is NaN.
     """
-    pending = [(chunk, _rank_rows(encode, params, item_VD, tuple(chunk[:5]))) for chunk in held]
+    pending = [
+        (chunk, _rank_rows(encode, combine, params, item_VD, tuple(chunk[:5]))) for chunk in held
+    ]
     ranks = Ranks(np.zeros(num_users, np.int32), np.zeros(num_users, np.int32))
     for chunk, (masked_B, unmasked_B, broken_B) in pending:
         real_B = chunk.target_B > 0

@@ -10,6 +10,7 @@ multiplies them as they are, and does everything after the product in float32.
 `target_T` be 0. The count is the sum of the weights, so `sum / max(count, 1)` is a mean.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -50,6 +51,7 @@ def chunked_cross_entropy(
     *,
     chunk_tokens: int,
     chunk_items: int,
+    num_tokens: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The value and the gradients of `cross_entropy`, a block of the logits at a time.
 
@@ -70,6 +72,8 @@ def chunked_cross_entropy(
       weight_T: [T] float32, 0 for a token that does not count.
       chunk_tokens: tokens at a time; 0, or more than there are, means all of them.
       chunk_items: items at a time; 0, or more than there are, means all of them.
+      num_tokens: int32 scalar; tokens from it on must weigh nothing, and with tokens alone in
+          chunks they cost nothing either. None: all of them.
 
     Returns:
       As `cross_entropy`.
@@ -78,7 +82,43 @@ def chunked_cross_entropy(
         raise ValueError(f'chunks must be >= 0, not {chunk_tokens} tokens and {chunk_items} items')
     if chunk_items in range(1, item_VD.shape[0] - 1):
         return _streamed(chunk_tokens, chunk_items, query_TD, item_VD, _real(target_T), weight_T)
-    return _dense(chunk_tokens, query_TD, item_VD, _real(target_T), weight_T)
+    return _dense(chunk_tokens, query_TD, item_VD, _real(target_T), weight_T, num_tokens)
+
+
+def combined_cross_entropy(
+    query_TQD: jax.Array,
+    item_VD: jax.Array,
+    target_T: jax.Array,
+    weight_T: jax.Array,
+    *,
+    combine: Callable[[jax.Array], jax.Array],
+    chunk_tokens: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy over the whole catalogue where a token has several queries.
+
+        sum_t w_t (log sum_{v=1..V} exp s_tv - s_{t y_t}),  s_tv = combine over q of (q_tq . x_v)
+
+    Of multi-intent models such as MiaSRec (arXiv 2405.00986). The gradients are formed with the
+    value, a chunk of tokens at a time: three products of [Q T, D] by [D, V], and temporaries of
+    chunk_tokens * V floats (a few of them, as `combine` needs) and three tables, whatever T is.
+
+    Args:
+      query_TQD: [T, Q, D] float32 or bfloat16.
+      item_VD: [V + 1, D], the table; row 0 is the padding.
+      target_T: [T] int32 in 1..V; any id where the weight is 0.
+      weight_T: [T] float32, 0 for a token that does not count.
+      combine: [T, Q, V] float32 scores -> [T, V], each token and item by itself, differentiable;
+          the same function every time, or it is compiled anew.
+      chunk_tokens: queries at a time, in whole tokens and at least one; 0: all of them.
+
+    Returns:
+      As `cross_entropy`.
+    """
+    if chunk_tokens < 0:
+        raise ValueError(f'chunk_tokens must be >= 0, not {chunk_tokens}')
+    T, Q, _ = query_TQD.shape
+    size = min(T, max(1, chunk_tokens // Q)) if chunk_tokens else T
+    return _combined(combine, size, query_TQD, item_VD, _real(target_T), weight_T)
 
 
 def binary_cross_entropy(
@@ -179,7 +219,7 @@ def supervised_contrastive(
     contributes nothing and is not counted. With one positive an anchor it is InfoNCE.
 
     Args:
-      vector_BK: [B, K] float32, of unit length.
+      vector_BK: [B, K] float32; of unit length there, taken as they are here.
       weight_BB: [B, B] float32 >= 0, 0 for a pair that is no positive.
       compared_BB: [B, B] bool; a pair that is not compared is neither positive nor negative. An
           anchor is never compared to itself.
@@ -198,6 +238,33 @@ def supervised_contrastive(
     total_B = weight_BB.sum(axis=1)
     loss_B = (weight_BB * lost_BB).sum(axis=1) / jnp.where(total_B > 0, total_B, 1)
     return _weigh(loss_B, (total_B > 0).astype(jnp.float32))
+
+
+def two_view_contrast(
+    one_BK: jax.Array, other_BK: jax.Array, real_B: jax.Array, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """Contrast of two views of the same rows: each view against its other, among all views.
+
+        sum over both views of (log sum_a exp s_ia - s_ip),    s_ij = z_i . z_j / temperature
+
+    with p the other view and a over the 2 B - 1 views that are not i. NT-Xent (Chen et al. 2020,
+    arXiv 2002.05709, eq. 1) of vectors as they are, not of unit length, as in CL4SRec (arXiv
+    2010.14395, eq. 3), DuoRec and ICLRec.
+
+    Args:
+      one_BK: [B, K].
+      other_BK: [B, K].
+      real_B: [B] bool; rows that are not real are neither anchors nor compared to.
+      temperature: > 0.
+
+    Returns:
+      The sum over the real views and their number, both float32 scalars.
+    """
+    vector_BK = jnp.concatenate([one_BK, other_BK])
+    real_B = jnp.concatenate([real_B, real_B])
+    other_BB = jnp.roll(jnp.eye(len(vector_BK)), len(one_BK), axis=1)
+    compared_BB = real_B[:, None] & real_B[None, :]
+    return supervised_contrastive(vector_BK, other_BB, compared_BB, temperature)
 
 
 def label_overlap(label_BS: jax.Array) -> jax.Array:
@@ -227,10 +294,15 @@ def draw_negatives(key: jax.Array, shape: tuple[int, ...], num_items: int) -> ja
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dense(
-    chunk: int, query_TD: jax.Array, item_VD: jax.Array, target_T: jax.Array, weight_T: jax.Array
+    chunk: int,
+    query_TD: jax.Array,
+    item_VD: jax.Array,
+    target_T: jax.Array,
+    weight_T: jax.Array,
+    num_tokens: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     # The compiler drops the gradients that nobody asks for here.
-    return _dense_forward(chunk, query_TD, item_VD, target_T, weight_T)[0]
+    return _dense_forward(chunk, query_TD, item_VD, target_T, weight_T, num_tokens)[0]
 
 
 def _dense_block(
@@ -252,7 +324,12 @@ def _dense_block(
 
 
 def _dense_forward(
-    chunk: int, query_TD: jax.Array, item_VD: jax.Array, target_T: jax.Array, weight_T: jax.Array
+    chunk: int,
+    query_TD: jax.Array,
+    item_VD: jax.Array,
+    target_T: jax.Array,
+    weight_T: jax.Array,
+    num_tokens: jax.Array | None = None,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
     T, D = query_TD.shape
     # A slice without the padding: to mask its column would cost a second [T, V] buffer.
@@ -272,7 +349,9 @@ def _dense_forward(
             return loss_T, d_query_TD, d_item_DV + d_item
 
         zeros = jnp.zeros(T), jnp.zeros((T, D)), jnp.zeros((D, rest_VD.shape[0]))
-        loss_T, d_query_TD, d_item_DV = lax.fori_loop(0, -(-T // chunk), add_chunk, zeros)
+        # A number that only the device knows makes a loop of as many turns as it takes.
+        turns = -(-(T if num_tokens is None else num_tokens) // chunk)
+        loss_T, d_query_TD, d_item_DV = lax.fori_loop(0, turns, add_chunk, zeros)
     else:
         loss_T, d_query_TD, d_item_DV = _dense_block(query_TD, rest_VD, picked_TD, weight_T)
     d_query_TD = d_query_TD * weight_T[:, None]
@@ -288,10 +367,95 @@ def _dense_backward(
     loss_T, weight_T, d_query_TD, d_item_VD = saved
     scale, _ = cotangents
     d_query_TD, d_item_VD = ((scale * x).astype(x.dtype) for x in (d_query_TD, d_item_VD))
-    return d_query_TD, d_item_VD, None, _d_weight(loss_T, weight_T, cotangents)
+    return d_query_TD, d_item_VD, None, _d_weight(loss_T, weight_T, cotangents), None
 
 
 _dense.defvjp(_dense_forward, _dense_backward)
+
+
+# The combined form: several queries a token, the gradients formed with the value as in the dense.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _combined(
+    combine: Callable[[jax.Array], jax.Array],
+    chunk: int,
+    query_TQD: jax.Array,
+    item_VD: jax.Array,
+    target_T: jax.Array,
+    weight_T: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    return _combined_forward(combine, chunk, query_TQD, item_VD, target_T, weight_T)[0]
+
+
+def _combined_block(
+    combine: Callable[[jax.Array], jax.Array],
+    query_TQD: jax.Array,
+    item_VD: jax.Array,
+    target_T: jax.Array,
+    weight_T: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Losses [T], and the weighted gradients by the queries [T, Q, D] and by the items [D, V].
+
+    S are the queries of all tokens, T * Q.
+    """
+    T, Q, D = query_TQD.shape
+    query_SD = query_TQD.reshape(-1, D)
+    score_SV = _matmul(query_SD, item_VD.T)
+    score_TV, pull = jax.vjp(combine, score_SV.reshape(T, Q, -1))
+    max_T = score_TV.max(axis=1)
+    exp_TV = jnp.exp(score_TV - max_T[:, None])
+    total_T = exp_TV.sum(axis=1)
+    here = jnp.arange(T), target_T - 1
+    loss_T = max_T + jnp.log(total_T) - score_TV[here]
+    d_score_TV = (exp_TV * (weight_T / total_T)[:, None]).at[here].add(-weight_T)
+    d_score_SV = pull(d_score_TV)[0].reshape(score_SV.shape).astype(query_TQD.dtype)
+    d_query_TQD = _matmul(d_score_SV, item_VD).reshape(query_TQD.shape)
+    # The barrier is that of `_dense_block`.
+    return loss_T, d_query_TQD, lax.optimization_barrier(_matmul(query_SD.T, d_score_SV))
+
+
+def _combined_forward(
+    combine: Callable[[jax.Array], jax.Array],
+    chunk: int,
+    query_TQD: jax.Array,
+    item_VD: jax.Array,
+    target_T: jax.Array,
+    weight_T: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    T, D = query_TQD.shape[0], query_TQD.shape[2]
+    rest_VD = item_VD[1:]
+
+    def add_chunk(i: jax.Array, carry: tuple) -> tuple:
+        loss_T, d_query_TQD, d_item_DV = carry
+        start, fresh = _chunk(i, chunk, T)
+        query, target, weight = _rows(start, chunk, query_TQD, target_T, weight_T)
+        loss, d_query, d_item = _combined_block(
+            combine, query, rest_VD, target, jnp.where(fresh, weight, 0)
+        )
+        # A token that was seen before has no weight now; what it got then is added to nothing.
+        (old,) = _rows(start, chunk, d_query_TQD)
+        loss_T = lax.dynamic_update_slice_in_dim(loss_T, loss, start, 0)
+        d_query_TQD = lax.dynamic_update_slice_in_dim(d_query_TQD, old + d_query, start, 0)
+        return loss_T, d_query_TQD, d_item_DV + d_item
+
+    zeros = jnp.zeros(T), jnp.zeros(query_TQD.shape), jnp.zeros((D, rest_VD.shape[0]))
+    loss_T, d_query_TQD, d_item_DV = lax.fori_loop(0, -(-T // chunk), add_chunk, zeros)
+    d_item_VD = jnp.pad(d_item_DV.T, ((1, 0), (0, 0)))
+    saved = loss_T, weight_T, d_query_TQD.astype(query_TQD.dtype), d_item_VD.astype(item_VD.dtype)
+    return _weigh(loss_T, weight_T), saved
+
+
+def _combined_backward(
+    combine: Callable[[jax.Array], jax.Array],
+    chunk: int,
+    saved: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array | None, ...]:
+    return _dense_backward(chunk, saved, cotangents)[:4]
+
+
+_combined.defvjp(_combined_forward, _combined_backward)
 
 
 # The streamed form: a chunk of tokens by a chunk of items at a time, multiplied again in the

@@ -66,7 +66,7 @@ def heads_by_facets(stages: Mapping[str, Mapping[str, Any]], path: Path) -> None
     turn = slanted if max(map(len, names)) > 9 else {}
     width = 0.3 + max(0.62 * facets, 1.1)
     height = 1.2 + len(FIGURES) * (0.7 + 0.36 * heads) + (0.8 if turn else 0)
-    with _picture(path, (max(4, 1 + len(stages) * width), height)) as figure:
+    with picture(path, (max(4, 1 + len(stages) * width), height)) as figure:
         grid = figure.subplots(len(FIGURES), len(stages), sharex=True, squeeze=False)
         for row, (key, meaning) in zip(grid, FIGURES.items()):
             for axes, found in zip(row, stages.values()):
@@ -96,7 +96,7 @@ def item_map(
     """
     columns = min(3, len(labels))
     rows = math.ceil(len(labels) / columns)
-    with _picture(path, (4.2 * columns, 5.1 * rows)) as figure:
+    with picture(path, (4.2 * columns, 5.1 * rows)) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.set_axis_off()
@@ -112,7 +112,7 @@ def plain(name: str, most: int) -> str:
 
 
 @contextlib.contextmanager
-def _picture(path: Path, size: tuple[float, float]) -> Iterator[Any]:
+def picture(path: Path, size: tuple[float, float]) -> Iterator[Any]:
     """A matplotlib Figure of a size in inches, written whole to the path in the end."""
     path = Path(path)
     suffix = path.suffix.lower().lstrip('.')

@@ -123,7 +123,7 @@ def _popularity(run: Run) -> dict[tuple[str, str], judge.Ranks]:
 
 
 def _everyone_alike(query_D: Array, tokens_BL: Array, *_: Array) -> Array:
-    return jnp.broadcast_to(query_D[None], (tokens_BL.shape[0], query_D.shape[0]))
+    return jnp.broadcast_to(query_D[None, None], (tokens_BL.shape[0], 1, query_D.shape[0]))
 
 
 def _known_labels(run: Run) -> dict[str, np.ndarray]:

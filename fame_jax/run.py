@@ -20,6 +20,7 @@ from fame_jax.config import Config
 from fame_jax.data import pipeline, sequences
 from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.models.build import MODELS, build
+from fame_jax.recipes import RECIPES
 from fame_jax.screen import Screen
 
 Array = jax.Array
@@ -127,16 +128,15 @@ def ranker(run: Run, module: Any) -> Callable[[Tree, str], evaluate.Ranks]:
     """(params, split) -> ranks of all users."""
 
     def encode(params: Tree, tokens_BL: Array, positions_BL: Array, segments_BL: Array) -> Array:
-        query_B1D, _ = module.apply(
-            {'params': params}, tokens_BL, positions_BL, segments_BL, last=True
-        )
-        return query_B1D[:, 0]
+        return module.apply({'params': params}, tokens_BL, positions_BL, segments_BL, last=True)[0]
 
     item_vectors = jax.jit(lambda params: module.apply({'params': params}, method='item_vectors'))
 
     def ranks(params: Tree, split: str) -> evaluate.Ranks:
         item_VD = item_vectors(params)
-        return evaluate.rank_users(encode, params, item_VD, run.held[split], run.data.num_users)
+        return evaluate.rank_users(
+            encode, params, item_VD, run.held[split], run.data.num_users, module.combine
+        )
 
     return ranks
 
@@ -148,11 +148,12 @@ def label(config: Config, stage: str) -> str:
     names = {field.name for field in dataclasses.fields(module)}
     names |= {*row.options, *row.plan_options}
     names |= {'finetune_from'} if stage == 'finetune' else set()
-    plus = config.item_init == 'text' and model == 'fame'
+    plus = config.item_init == 'text' and model in config_lib.FAMES
     names |= set() if plus else {'item_init'}
     names |= {'unseen_items', *TOLD_OF_TEXT}
     own = {f: getattr(config, f) for f in config_lib.fields() if f in names}
-    told = {f: v for f, v in own.items() if v != config_lib.fields()[f].default}
+    usual = {f: field.default for f, field in config_lib.fields().items()} | RECIPES.get(model, {})
+    told = {f: v for f, v in own.items() if v != usual[f]}
     told = {f: v for f, v in told.items() if not f.startswith('chunk_')}  # the same loss
     parts = []
     if 'num_experts' in own:

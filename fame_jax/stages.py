@@ -15,10 +15,15 @@ from fame_jax import config as config_lib
 from fame_jax import evaluate as judge
 from fame_jax import item_table, records, surgery, train
 from fame_jax.config import Config
-from fame_jax.data import pipeline, sequences
+from fame_jax.data import epochs, pipeline, sequences
 from fame_jax.data.prepare import prepare as prepare_data
 from fame_jax.errors import UserError, explain_os_errors
-from fame_jax.models.build import build_objective, build_plan, initial
+from fame_jax.models.build import (
+    MODELS,
+    build_objective,
+    build_plan,
+    initial,
+)
 from fame_jax.results import evaluate
 from fame_jax.run import TRAINED, Run, label, machine, ranker
 from fame_jax.screen import duration
@@ -68,7 +73,7 @@ def finetune(run: Run) -> None:
     _train(run, 'finetune', run.config.finetune_epochs, run.config.finetune_learning_rate)
 
 
-def _train(run: Run, stage: str, epochs: int, learning_rate: float) -> None:
+def _train(run: Run, stage: str, num_epochs: int, learning_rate: float) -> None:
     config, screen = run.config, run.screen
     module = run.module(stage)
     key = _key(config, stage)
@@ -82,7 +87,7 @@ def _train(run: Run, stage: str, epochs: int, learning_rate: float) -> None:
             params = _begin(run, stage, params, key)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         screen.say(f'{stage}: {label(config, stage)}, {count:,} parameters')
-        optimizer = _make_optimizer(run, learning_rate)
+        optimizer = _make_optimizer(run, learning_rate, params)
         objective = build_objective(run.name(stage), config)
         with _scalars(run.folder / 'tensorboard' / stage) as scalars:
             _, progress = train.fit(
@@ -92,8 +97,9 @@ def _train(run: Run, stage: str, epochs: int, learning_rate: float) -> None:
                 step=train.make_step(functools.partial(objective, module), optimizer),
                 key=jax.random.fold_in(key, 1),
                 epoch_of=epochs_of(run),
+                refresh=_refresh(run, stage, module, jax.random.fold_in(key, 3)),
                 validate=_validation(run, module),
-                limits=train.Limits(epochs, config.patience, config.checkpoint_every),
+                limits=train.Limits(num_epochs, config.patience, config.checkpoint_every),
                 checkpoints=checkpoints,
                 metrics=run.metrics,
                 screen=screen,
@@ -113,7 +119,7 @@ def _key(config: Config, stage: str) -> Array:
     return jax.random.fold_in(jax.random.key(config.seed, impl=impl), TRAINED.index(stage))
 
 
-def _make_optimizer(run: Run, learning_rate: float) -> optax.GradientTransformation:
+def _make_optimizer(run: Run, learning_rate: float, params: Tree) -> optax.GradientTransformation:
     """Adam, that leaves alone what the config says shall stay."""
     config = run.config
     moving = {}
@@ -124,7 +130,7 @@ def _make_optimizer(run: Run, learning_rate: float) -> optax.GradientTransformat
         learning_rate,
         config.adam_b2,
         config.weight_decay,
-        frozen=() if config.item_training == 'trained' else ('frozen_table',),
+        frozen=[name for name in ('frozen_table', 'intents') if name in params],
         moving=moving,
     )
 
@@ -199,22 +205,39 @@ def _windows(run: Run) -> pipeline.Windows:
 
 
 def epochs_of(run: Run) -> Callable[[int], train.Epoch]:
-    """The training data by epoch."""
+    """The training data by epoch, laid out as the model wants it."""
     config, cut = run.config, _windows(run)
+    layout = MODELS[config.model].layout
+    one_row = config.max_length + (layout == 'cloze')
+    packed = config.packed and layout != 'prefixes'
 
     def epoch_of(epoch: int) -> train.Epoch:
-        batches, num_steps = pipeline.epoch(
+        batches, num_steps = epochs.epoch(
             cut,
             seed=config.seed,
             epoch=epoch,
-            packed=config.packed,
-            row_length=config.row_length if config.packed else config.max_length,
+            packed=packed,
+            row_length=config.row_length if packed else one_row,
             rows_per_step=config.rows_per_step,
             loss_positions=config.loss_positions,
+            layout=layout,
         )
         return train.Epoch(batches, num_steps, len(cut.starts))
 
     return epoch_of
+
+
+def _refresh(run: Run, stage: str, module: Any, key: Array) -> Callable[[Tree, int], Tree]:
+    """What comes before an epoch: nothing, or the model's own."""
+    refresh = MODELS[run.name(stage)].refresh
+    if refresh is None:
+        return lambda params, epoch: params
+    epoch_of = epochs_of(run)
+
+    def before(params: Tree, epoch: int) -> Tree:
+        return refresh(module, params, epoch_of(epoch).batches, jax.random.fold_in(key, epoch))
+
+    return before
 
 
 def _validation(run: Run, module: Any) -> Callable[[Tree], dict[str, float]]:

@@ -26,7 +26,7 @@ class Plan:
         default_factory=dict
     )  # new path -> what to do to the old leaf
     fresh: str = '\0'  # new paths with this prefix, if without a source, keep their initialisation
-    dropped: str = '\0'  # old paths with this prefix may be left behind
+    dropped: str | tuple[str, ...] = ()  # old paths with such a prefix may be left behind
 
 
 def transplant(old: Tree, new: Tree, plan: Plan) -> dict[str, Any]:

@@ -151,6 +151,7 @@ def fit(
     step: Callable[[State, Batch, Array], tuple[State, tuple[Array, Array]]],
     key: Array,
     epoch_of: Callable[[int], Epoch],
+    refresh: Callable[[Tree, int], Tree],
     validate: Callable[[Tree], dict[str, float]],
     limits: Limits,
     checkpoints: Checkpoints,
@@ -161,6 +162,9 @@ def fit(
     machine: dict[str, Any],
 ) -> tuple[Tree, Progress]:
     """Trains one stage to its end, from its checkpoint if there is one.
+
+    `refresh`, (params, epoch) -> params, comes before an epoch's first step, for what no gradient
+    moves; a run that goes on inside an epoch has it in its checkpoint.
 
     Returns:
       The parameters of the best epoch by validation NDCG@20, and the stage's progress.
@@ -207,6 +211,8 @@ def fit(
             data = epoch_of(progress.epoch)
             if progress.data is not None:
                 data.batches.set_state(progress.data)
+            else:
+                state = state._replace(params=refresh(state.params, progress.epoch))
             done = progress.data['next_index'] if progress.data else 0
             screen.begin(stage, progress.epoch, limits.epochs, data.num_steps, done)
             began, start = time.monotonic(), done

@@ -254,7 +254,7 @@ def test_differences_name_both_values():
         ('--stages=', ['names no stage', 'pretrain']),
         ('--stages=prepare,evalute', ['--stages=evalute', 'did you mean evaluate?']),
         ('--stages="prepare', ['--stages']),
-        ('--model=bert', ['--model=bert', 'choose from', 'sasrec']),
+        ('--model=bert', ['--model=bert', 'did you mean bert4rec']),
         ('--model=sasrec', ['nothing to fine-tune', '--stages=prepare,pretrain,evaluate']),
         ('--num_heads=3', ['--width=64', '--num_heads=3']),
         ('--max_length=65', ['--row_length=64', '--max_length=65']),

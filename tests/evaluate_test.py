@@ -116,7 +116,7 @@ def test_a_nan_among_the_items_is_told(column):
 
 def scores_of_first(params, tokens_BL, positions_BL, segments_BL):
     """A model whose query says only which item came last: row i of its table."""
-    return params[tokens_BL[:, -1]]
+    return params[tokens_BL[:, -1:]]
 
 
 def held(histories, targets, max_length=8, users=2):
@@ -181,7 +181,7 @@ def test_a_nan_where_no_item_stands_is_none():
 
     # In the padding's column of every row.
     def encode(params, tokens_BL, positions_BL, segments_BL):
-        return jnp.ones((len(tokens_BL), 1))
+        return jnp.ones((len(tokens_BL), 1, 1))
 
     item_VD = jnp.array([[float('nan')], [3.0], [2.0], [1.0]])
     ranks = evaluate.rank_users(encode, None, item_VD, held([[1], [2]], [3, 3]), 2)
@@ -263,7 +263,7 @@ def test_the_floor_of_popularity():
     assert query_D.dtype == item_VD.dtype == np.float32
 
     def encode(params, tokens_BL, positions_BL, segments_BL):
-        return jnp.broadcast_to(params[None], (len(tokens_BL), 1))
+        return jnp.broadcast_to(params[None, None], (len(tokens_BL), 1, 1))
 
     chunks = held([[1, 3], [3, 4], [1, 3]], [4, 1, 2])
     ranks = evaluate.rank_users(encode, query_D, item_VD, chunks, 3)

@@ -9,7 +9,9 @@ from fame_jax import config as config_lib
 from fame_jax.models.build import MODELS, build, initial
 from fame_jax.run import label
 
-FILES = sorted((Path(__file__).parent.parent / 'experiments').glob('*.cfg'))
+FOLDER = Path(__file__).parent.parent / 'experiments'
+FILES = sorted(FOLDER.glob('*.cfg'))
+MODEL_FILES = sorted((FOLDER / 'models').glob('*.cfg'))
 
 
 def test_there_are_flag_files():
@@ -18,7 +20,11 @@ def test_there_are_flag_files():
     }
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_every_model_has_a_flag_file():
+    assert {path.stem for path in MODEL_FILES} - {'sasrec_bce', 'sasrec_sampled'} == set(MODELS)
+
+
+@pytest.mark.parametrize('path', [*FILES, *MODEL_FILES], ids=lambda path: path.stem)
 def test_a_flag_file_parses_and_its_models_build(path):
     config = config_lib.parse([f'--flagfile={path}'])
     backbone = MODELS[config.model].backbone
@@ -61,3 +67,11 @@ def test_results_have_a_name_for_it(path):
     assert names[0].startswith('SASRec')
     assert names[1].startswith('FAME+' if path.stem.endswith('_plus') else 'FAME (')
     assert ('as the paper reads' in names[1]) == (path.stem == 'toys_paper')
+
+
+def test_results_tell_the_files_of_models_apart():
+    names = set()
+    for path in MODEL_FILES:
+        config = config_lib.parse([f'--flagfile={path}'])
+        names.add(label(config, 'finetune' if MODELS[config.model].backbone else 'pretrain'))
+    assert len(names) == len(MODEL_FILES)

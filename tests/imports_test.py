@@ -23,7 +23,7 @@ LEVELS = (
     ('text_model',),
     ('models', 'data', 'evaluate', 'probe', 'plots', 'screen'),
     ('losses', 'batch', 'config', 'checkpoint', 'surgery', 'records', 'sharding'),
-    ('errors',),
+    ('errors', 'recipes'),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
@@ -33,6 +33,7 @@ ONLY = {
     'losses': set(),
     'batch': set(),
     'errors': set(),
+    'recipes': set(),
     'probe': {'batch', 'errors'},
     'surgery': {'errors'},
     'records': {'errors'},
@@ -55,7 +56,10 @@ FORBIDDEN = {
 OUTSIDE = {'tests', 'benchmarks', 'experiments'}
 READS_FLAGS = {'fame_jax.main', 'fame_jax.config'}
 # Files of models/ that every paper's model may use; a paper's file is none of them.
-SHARED_MODELS = {'layers', 'sasrec', 'objective', 'projection', 'bert'}
+SHARED_MODELS = {
+    *('items', 'layers', 'sasrec', 'bert4rec', 'objective', 'views', 'kmeans', 'session_graph'),
+    *('projection', 'bert'),
+}
 
 
 def imports(module: str, source: str, package: bool = False) -> list[str]:

@@ -137,6 +137,33 @@ def test_any_chunks_of_any_shape(tokens, items, width, chunk_tokens, chunk_items
     assert_close(graded(chunked(chunk_tokens, chunk_items), *data), by_loop(*data))
 
 
+@cache
+def counted(chunk_tokens, chunk_items):
+    """Of (queries, table, targets, weights, num_tokens)."""
+    loss = chunked(chunk_tokens, chunk_items)
+    return lambda *args: loss(*args[:-1], num_tokens=args[-1])
+
+
+@pytest.mark.parametrize('size', [(3, 0), (0, 0), (3, 4)])
+@pytest.mark.parametrize('number', [0, 1, 3, 4, 7])
+def test_tokens_from_a_number_on_are_left_out(size, number):
+    query_TD, item_VD, target_T, weight_T = make(7, 10, seed=1)
+    weight_T = np.where(np.arange(7) < number, weight_T, 0)
+    actual = graded(counted(*size), query_TD, item_VD, target_T, weight_T, np.int32(number))
+    assert_close(actual, by_loop(query_TD, item_VD, target_T, weight_T))
+
+
+def test_tokens_from_a_number_on_are_not_multiplied():
+    """Their queries hold NaN; the chunk of the last that counts is looked at to its end."""
+    query_TD, item_VD, _, _ = make(7, 10)
+    target_T, weight_T = np.full(7, 2, np.int32), np.eye(7, dtype=np.float32)[0]
+    query_TD[3:] = np.nan
+    loss = counted(3, 0)
+    _, _, d_query, _ = graded(loss, query_TD, item_VD, target_T, weight_T, np.int32(1))
+    _, _, expected, _ = by_loop(query_TD, item_VD, target_T, weight_T)
+    assert_close([d_query], [expected])
+
+
 @pytest.mark.parametrize('target', [6, 7, 8, 9, 10])
 def test_target_anywhere_in_the_overlapping_last_chunk(target):
     # Ten items by four: 1-4, 5-8, then 7-10, of which 7 and 8 are not to be counted again.
@@ -313,6 +340,125 @@ def test_memory_of_the_plain_loss_is_one_array_of_logits():
 def test_a_negative_chunk_is_refused(sizes):
     with pytest.raises(ValueError, match='chunks must be >= 0'):
         chunked(*sizes)(*make(4, 5))
+
+
+# Cross-entropy of several queries a token.
+
+
+def highest(score_TQV):
+    return score_TQV.max(axis=1)
+
+
+def mixture(score_TQV):
+    """Combined in another way: every query has its part."""
+    return jax.nn.logsumexp(score_TQV, axis=1)
+
+
+@cache
+def combined(combine, chunk_tokens):
+    return partial(losses.combined_cross_entropy, combine=combine, chunk_tokens=chunk_tokens)
+
+
+def make_several(tokens, queries, items, **options):
+    """Data as of `make`, with several queries a token."""
+    query_SD, item_VD, target_S, weight_S = make(tokens * queries, items, **options)
+    query_TQD = query_SD.reshape(tokens, queries, -1)
+    return query_TQD, item_VD, target_S[::queries], weight_S[::queries]
+
+
+def highest_by_loop(query_TQD, item_VD, target_T, weight_T):
+    """For each item its best query; the loss of one query, an item at a time, in float64."""
+    query_TQD, item_VD = np.asarray(query_TQD, np.float64), np.asarray(item_VD, np.float64)
+    total, d_query_TQD, d_item_VD = 0.0, np.zeros(query_TQD.shape), np.zeros(item_VD.shape)
+    for t, (query_QD, target, weight) in enumerate(zip(query_TQD, target_T, weight_T)):
+        if weight == 0:
+            continue
+        best = [max(range(len(query_QD)), key=lambda q: query_QD[q] @ x_D) for x_D in item_VD[1:]]
+        scores = [float(query_QD[q] @ x_D) for q, x_D in zip(best, item_VD[1:])]
+        log_all = math.log(sum(math.exp(score) for score in scores))
+        total += weight * (log_all - scores[target - 1])
+        for v, (q, score) in enumerate(zip(best, scores), start=1):
+            slope = weight * (math.exp(score - log_all) - (v == target))
+            d_query_TQD[t, q] += slope * item_VD[v]
+            d_item_VD[v] += slope * query_QD[q]
+    return total, float(np.sum(weight_T)), d_query_TQD, d_item_VD
+
+
+@pytest.mark.parametrize('chunk_tokens', [0, 1, 6, 8, 99])
+def test_the_highest_of_several_queries_against_a_loop(chunk_tokens):
+    # Seven tokens of three queries: chunks of all, one, two (the last overlaps), two, and all.
+    data = make_several(7, 3, 10)
+    assert_close(graded(combined(highest, chunk_tokens), *data), highest_by_loop(*data))
+
+
+def test_one_query_is_the_plain_loss():
+    query_TD, item_VD, target_T, weight_T = make(7, 10)
+    expected = by_loop(query_TD, item_VD, target_T, weight_T)
+    total, count, d_query, d_item = graded(
+        combined(highest, 2), query_TD[:, None], item_VD, target_T, weight_T
+    )
+    assert_close((total, count, d_query[:, 0], d_item), expected)
+
+
+def test_any_way_to_combine_queries_is_differentiated():
+    data = make_several(7, 3, 10)
+
+    def naive(query_TQD, item_VD, target_T, weight_T):
+        score_TV = mixture(jnp.einsum('TQD,VD->TQV', query_TQD, item_VD[1:]))
+        logp_TV = jax.nn.log_softmax(score_TV)
+        return -(logp_TV[jnp.arange(7), target_T - 1] * weight_T).sum(), weight_T.sum()
+
+    assert_close(graded(combined(mixture, 4), *data), graded(naive, *data))
+
+
+def test_repeated_queries_change_nothing_but_share_the_gradient():
+    query_TQD, item_VD, target_T, weight_T = make_several(7, 3, 10)
+    total, count, d_query, d_item = highest_by_loop(query_TQD, item_VD, target_T, weight_T)
+    repeated_TQD = np.concatenate([query_TQD, query_TQD[:, :1]], axis=1)
+    result = graded(combined(highest, 8), repeated_TQD, item_VD, target_T, weight_T)
+    assert_close((*result[:2], result[3]), (total, count, d_item))
+    assert_close(
+        [result[2][:, 0] + result[2][:, 3], result[2][:, 1:3]], [d_query[:, 0], d_query[:, 1:]]
+    )
+
+
+@pytest.mark.parametrize('junk', [1e30, np.inf, np.nan])
+def test_several_queries_never_read_the_row_of_the_padding(junk):
+    query_TQD, item_VD, target_T, weight_T = make_several(7, 3, 10)
+    assert (target_T == 0).any()
+    expected = highest_by_loop(query_TQD, item_VD, target_T, weight_T)
+    item_VD[0] = junk
+    result = graded(combined(highest, 6), query_TQD, item_VD, target_T, weight_T)
+    assert_close(result, expected)
+    assert not np.any(result[3][0])
+
+
+def test_several_queries_of_bfloat16_are_summed_in_float32():
+    query_TQD, item_VD, target_T, weight_T = make_several(20, 3, 30, width=32)
+    query_TQD, item_VD = query_TQD.astype(jnp.bfloat16), item_VD.astype(jnp.bfloat16)
+    result = graded(combined(highest, 9), query_TQD, item_VD, target_T, weight_T)
+    expected = highest_by_loop(query_TQD, item_VD, target_T, weight_T)
+    assert result[0].dtype == jnp.float32
+    assert result[2].dtype == result[3].dtype == jnp.bfloat16
+    assert_close(result[:2], expected[:2])
+    assert_close(result[2:], expected[2:], bound=3 * 2**-9)
+
+
+def test_memory_of_several_queries_grows_with_the_chunk_alone():
+    def temporaries_of(tokens):
+        shapes = [((tokens, 9, 64), 'float32'), ((5001, 64), 'float32')]
+        shapes += [((tokens,), 'int32'), ((tokens,), 'float32')]
+        f = jax.jit(jax.grad(lambda *args: combined(highest, 72)(*args)[0], argnums=(0, 1)))
+        compiled = f.lower(*(jax.ShapeDtypeStruct(*shape) for shape in shapes)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    # A query's gradient is formed with the value and scaled later, at most once more in between.
+    assert temporaries_of(512) - temporaries_of(64) < 2 * 4 * (512 - 64) * 9 * 64
+
+
+def test_a_negative_chunk_of_queries_is_refused():
+    with pytest.raises(ValueError, match='chunk_tokens must be >= 0'):
+        combined(highest, -1)(*make_several(4, 2, 5))
 
 
 # Binary cross-entropy.

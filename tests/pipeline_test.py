@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fame_jax.batch import Batch
-from fame_jax.data import pipeline
+from fame_jax.data import epochs, pipeline
 
 
 def flat(*histories):
@@ -40,7 +40,7 @@ def an_epoch(cut, **changes):
         'rows_per_step': 3,
         'loss_positions': 'all',
     }
-    batches, steps = pipeline.epoch(cut, **(options | changes))
+    batches, steps = epochs.epoch(cut, **(options | changes))
     return list(batches), steps
 
 
@@ -267,7 +267,7 @@ def test_the_iterator_goes_on_where_its_state_says():
         'rows_per_step': 2,
         'loss_positions': 'all',
     }
-    batches, steps = pipeline.epoch(cut, **options)
+    batches, steps = epochs.epoch(cut, **options)
     assert steps > 6
     for _ in range(3):
         next(batches)
@@ -275,7 +275,7 @@ def test_the_iterator_goes_on_where_its_state_says():
     rest = list(batches)
     assert len(rest) == steps - 3
 
-    again, _ = pipeline.epoch(cut, **options)
+    again, _ = epochs.epoch(cut, **options)
     again.set_state(state)
     assert again.get_state() == state
     resumed = list(again)
@@ -284,7 +284,7 @@ def test_the_iterator_goes_on_where_its_state_says():
         for left, right in zip(a, b):
             np.testing.assert_array_equal(left, right)
 
-    ended, _ = pipeline.epoch(cut, **options)
+    ended, _ = epochs.epoch(cut, **options)
     ended.set_state(batches.get_state())
     assert list(ended) == []
 
@@ -373,3 +373,54 @@ def test_seen_are_the_items_of_windows(long_histories):
     cut = pipeline.windows(items, offsets, 3, long_histories)
     found = np.flatnonzero(pipeline.seen(cut, 9)).tolist()
     assert found == ([1] if long_histories == 'split' else []) + [2, 3, 4, 5, 7, 8]
+
+
+@pytest.mark.parametrize('packed', [True, False])
+def test_a_cloze_epoch_holds_every_item_of_every_window(packed):
+    rng = np.random.default_rng(1)
+    histories = [rng.integers(1, 30, rng.integers(1, 18)).tolist() for _ in range(40)]
+    cut = pipeline.windows(*flat(*histories), 6, 'split')
+    batches, _ = an_epoch(cut, packed=packed, layout='cloze', row_length=8 if packed else 7)
+    found = []
+    for tokens, positions, segments, targets, weights in zip(*rows_of(batches)):
+        np.testing.assert_array_equal(tokens, targets)
+        np.testing.assert_array_equal(weights > 0, segments > 0)
+        for segment in range(1, segments.max() + 1):
+            (column,) = np.nonzero(segments == segment)
+            assert positions[column].tolist() == list(range(len(column)))
+            found.append(tokens[column].tolist())
+    assert sorted(found) == sorted(stretches(cut))
+
+
+def test_prefixes_of_like_length_share_a_batch():
+    """Histories 1..6 and 7..9: prefixes of 1 to 4 in rows of four, the one of 5 in a row of six."""
+    cut = pipeline.windows(*flat(*numbered([6, 3])), 6, 'last')
+    batches, steps = an_epoch(cut, layout='prefixes', row_length=6, rows_per_step=4)
+    assert steps == len(batches) == 3
+    assert sorted(batch.tokens_BL.shape for batch in batches) == [(4, 4), (4, 4), (4, 6)]
+    (long,) = (batch for batch in batches if batch.tokens_BL.shape[1] == 6)
+    row = long.tokens_BL[:, -1].argmax()
+    assert long.tokens_BL[row].tolist() == [0, 1, 2, 3, 4, 5]
+    assert long.positions_BL[row].tolist() == [0, 0, 1, 2, 3, 4]
+    assert long.segments_BL[row].tolist() == [0, 1, 1, 1, 1, 1]
+    assert long.targets_BL[row].tolist() == [0, 0, 0, 0, 0, 6]
+    assert long.weights_BL[row].tolist() == [0, 0, 0, 0, 0, 1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 9), max_size=12), min_size=1, max_size=9), st.integers(0, 9)
+)
+def test_an_epoch_of_prefixes_holds_every_pair_once(histories, seed):
+    cut = pipeline.windows(*flat(*histories), 10, 'split')
+    batches, _ = an_epoch(cut, seed=seed, layout='prefixes', row_length=10)
+    found = collections.Counter()
+    for batch in batches:
+        assert batch.tokens_BL.shape[1] in (4, 8, 10)
+        for tokens, positions, segments, targets, weights in zip(*batch):
+            real = segments > 0
+            assert positions[real].tolist() == list(range(real.sum()))
+            assert not tokens[~real].any() and not targets[:-1].any() and not weights[:-1].any()
+            if real.any():
+                found[tuple(tokens[real].tolist()), int(targets[-1])] += 1
+    assert found == to_learn(cut)

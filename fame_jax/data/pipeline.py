@@ -1,13 +1,11 @@
-"""Histories to batches: windows, packing, epochs for training; right-aligned rows for judging.
+"""Histories to rows: windows and packing for training; right-aligned rows for judging.
 
-All of it is vectorised numpy, once an epoch and ahead of the steps. Grain then yields whole batches
-by index, so that its state is one number and costs nothing.
+All of it is vectorised numpy, once an epoch and ahead of the steps.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from fame_jax.batch import Batch
@@ -93,6 +91,7 @@ def lay_out(
     column: np.ndarray,
     shape: tuple[int, int],
     loss_positions: str = 'all',
+    whole: bool = False,
 ) -> Batch:
     """Writes windows into rows.
 
@@ -103,10 +102,12 @@ def lay_out(
       column: int64 [W].
       shape: rows and row length of the result.
       loss_positions: 'all', or 'last' to weigh only the last position of each window.
+      whole: every item of a window is an input, the last one too, and its own target.
     """
     by_place = np.lexsort((column, row))
     order, row, column = order[by_place], row[by_place], column[by_place]
-    starts, inputs = cut.starts[order], cut.lengths[order] - 1
+    ahead = 0 if whole else 1
+    starts, inputs = cut.starts[order], cut.lengths[order] - ahead
     position = np.arange(inputs.sum()) - np.repeat(np.cumsum(inputs) - inputs, inputs)
     source = np.repeat(starts, inputs) + position
     target = np.repeat(row * shape[1] + column, inputs) + position
@@ -124,60 +125,9 @@ def lay_out(
         tokens_BL=write(cut.items[source], np.int32),
         positions_BL=write(position, np.int32),
         segments_BL=write(np.repeat(segment, inputs), np.int32),
-        targets_BL=write(cut.items[source + 1], np.int32),
+        targets_BL=write(cut.items[source + ahead], np.int32),
         weights_BL=write(weight, np.float32),
     )
-
-
-class EpochSource:
-    """The batches of one epoch by index: a random-access source for Grain."""
-
-    def __init__(self, rows: Batch, rows_per_step: int):
-        """rows: fields [rows, L], their number a multiple of rows_per_step."""
-        self.rows = rows
-        self.rows_per_step = rows_per_step
-
-    def __len__(self) -> int:
-        return len(self.rows.tokens_BL) // self.rows_per_step
-
-    def __getitem__(self, index: int) -> Batch:
-        start = index * self.rows_per_step
-        return Batch(*(field[start : start + self.rows_per_step] for field in self.rows))
-
-
-def epoch(
-    cut: Windows,
-    *,
-    seed: int,
-    epoch: int,
-    packed: bool,
-    row_length: int,
-    rows_per_step: int,
-    loss_positions: str,
-) -> tuple[grain.DatasetIterator, int]:
-    """One epoch of training batches, every window once, in an order drawn from (seed, epoch).
-
-    The last step is filled up with rows of padding, which weigh nothing.
-
-    Returns:
-      The iterator, whose get_state and set_state are one number, and the number of batches.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(cut.starts))
-    inputs = cut.lengths[order] - 1
-    if packed:
-        row, column = assign_rows(inputs, row_length)
-        # Rows that were opened late hold the short histories: mix them.
-        row = rng.permutation(row.max() + 1)[row] if len(row) else row
-    else:
-        row, column = np.arange(len(order)), np.zeros(len(order), np.int64)
-    num_rows = int(row.max()) + 1 if len(row) else 0
-    full_rows = -(-num_rows // rows_per_step) * rows_per_step
-    rows = lay_out(cut, order, row, column, (full_rows, row_length), loss_positions)
-    source = EpochSource(rows, rows_per_step)
-    # A batch is a few slices: threads would cost more than they fetch.
-    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    return iter(grain.MapDataset.source(source).to_iter_dataset(options)), len(source)
 
 
 class Held(NamedTuple):

@@ -11,8 +11,26 @@ import jax.numpy as jnp
 
 from fame_jax import surgery
 from fame_jax.config import Config
-from fame_jax.models import fame, objective
-from fame_jax.models.fame import FAME
+from fame_jax.models import (
+    bert4rec,
+    cl4srec,
+    duorec,
+    fame,
+    iclrec,
+    miasrec,
+    msgifsr,
+    objective,
+)
+from fame_jax.models.atten_mixer import AttenMixer
+from fame_jax.models.bert4rec import BERT4Rec
+from fame_jax.models.cl4srec import CL4SRec
+from fame_jax.models.core import CORE
+from fame_jax.models.duorec import DuoRec
+from fame_jax.models.fame import FAME, FAMEBERT4Rec
+from fame_jax.models.gru4rec import GRU4Rec
+from fame_jax.models.iclrec import ICLRec
+from fame_jax.models.miasrec import MiaSRec
+from fame_jax.models.msgifsr import MSGIFSR
 from fame_jax.models.sasrec import SASRec
 
 
@@ -23,24 +41,65 @@ class Row(NamedTuple):
     objective: Callable[..., Any]
     options: tuple[str, ...]  # config fields that the objective takes
     title: str  # in results
+    layout: str = 'next'  # of training rows, see data/pipeline.py
+    refresh: Callable[..., Any] | None = None  # before an epoch: what no gradient moves
     backbone: str | None = None  # what is pre-trained and turned into it
     plan: Callable[..., Any] | None = None  # how: (module, key, **plan_options) -> surgery.Plan
     plan_options: tuple[str, ...] = ()
 
 
-NEXT_ITEM_OPTIONS = ('loss', 'num_negatives', 'chunk_tokens', 'chunk_items')
+CHUNKS = ('chunk_tokens', 'chunk_items')
+NEXT_ITEM = ('loss', 'num_negatives', *CHUNKS)
+VIEWS = ('crop_share', 'mask_share', 'reorder_share')
+CONTRAST = ('contrast_weight', 'contrast_temperature', 'contrast_anchors')
+PLAN = ('expert_init', 'expert_noise')
 
 MODELS = {
     'fame': Row(
         FAME,
         objective.next_item,
-        NEXT_ITEM_OPTIONS,
+        NEXT_ITEM,
         title='FAME',
         backbone='sasrec',
         plan=fame.plan,
-        plan_options=('expert_init', 'expert_noise'),
+        plan_options=PLAN,
     ),
-    'sasrec': Row(SASRec, objective.next_item, NEXT_ITEM_OPTIONS, title='SASRec'),
+    'fame_bert4rec': Row(
+        FAMEBERT4Rec,
+        bert4rec.cloze,
+        ('cloze_rate', *CHUNKS),
+        title='FAME over BERT4Rec',
+        layout='cloze',
+        backbone='bert4rec',
+        plan=fame.plan,
+        plan_options=PLAN,
+    ),
+    'sasrec': Row(SASRec, objective.next_item, NEXT_ITEM, title='SASRec'),
+    'gru4rec': Row(GRU4Rec, objective.next_item, NEXT_ITEM, title='GRU4Rec'),
+    'bert4rec': Row(
+        BERT4Rec,
+        bert4rec.cloze,
+        ('cloze_rate', *CHUNKS),
+        title='BERT4Rec',
+        layout='cloze',
+    ),
+    'core': Row(CORE, objective.next_item, NEXT_ITEM, title='CORE'),
+    'cl4srec': Row(
+        CL4SRec, cl4srec.contrast_views, (*NEXT_ITEM, *VIEWS, *CONTRAST), title='CL4SRec'
+    ),
+    'duorec': Row(
+        DuoRec, duorec.contrast_pairs, (*NEXT_ITEM, *CONTRAST), title='DuoRec', layout='pairs'
+    ),
+    'iclrec': Row(
+        ICLRec,
+        iclrec.intent_contrast,
+        (*NEXT_ITEM, *VIEWS, *CONTRAST, 'intent_weight'),
+        title='ICLRec',
+        refresh=iclrec.refresh,
+    ),
+    'atten_mixer': Row(AttenMixer, objective.next_item, NEXT_ITEM, title='Atten-Mixer'),
+    'msgifsr': Row(MSGIFSR, msgifsr.mixture, CHUNKS, title='MSGIFSR', layout='prefixes'),
+    'miasrec': Row(MiaSRec, miasrec.highest, ('chunk_tokens',), title='MiaSRec', layout='prefixes'),
 }
 
 
@@ -66,15 +125,14 @@ def initial(module: nn.Module, key: jax.Array) -> Any:
 def build_objective(name: str, config: Config) -> Callable[..., Any]:
     """The model's objective(module, params, batch, key), its options filled from the config."""
     row = MODELS[name]
-    options = {name: getattr(config, name) for name in row.options}
-
-    def objective_of(module: nn.Module, params: Any, batch: Any, key: Any) -> Any:
-        return row.objective(module, params, batch, key, **options)
-
-    return objective_of
+    return functools.partial(row.objective, **_options(config, row.options))
 
 
 def build_plan(name: str, config: Config, module: nn.Module, key: jax.Array) -> surgery.Plan:
     """How the model grows out of its backbone, the plan's options filled from the config."""
     row = MODELS[name]
-    return row.plan(module, key, **{option: getattr(config, option) for option in row.plan_options})
+    return row.plan(module, key, **_options(config, row.plan_options))
+
+
+def _options(config: Config, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names}

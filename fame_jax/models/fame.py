@@ -1,6 +1,7 @@
 """FAME (Liu, Zhang & Long, WSDM 2025, arXiv 2411.01457): facets by heads, preferences by experts.
 
-FAME is SASRec with another last block. Equation numbers are the paper's. Its score (eq. 11),
+FAME is SASRec with another last block; the paper says that it fits any model that attends, and here
+is BERT4Rec's encoder with it too. Equation numbers are the paper's. Its score (eq. 11),
 
     P(v) = sum_h g_h (x_v W_f^h) . F^h = x_v . u,    u = sum_h g_h W_f^h F^h,
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 
 from fame_jax import surgery
 from fame_jax.models import layers
+from fame_jax.models.bert4rec import BidirectionalSASRec
 from fame_jax.models.sasrec import SASRec
 
 Array = jax.Array
@@ -198,6 +200,14 @@ class FAME(SASRec):
         )
 
 
+class FAMEBERT4Rec(FAME, BidirectionalSASRec):
+    """BERT4Rec's encoder whose last block is a FacetBlock, trained by `bert4rec.cloze`.
+
+    The block sees both sides as the others do. u meets the item table itself, without the head of
+    BERT4Rec, or the collapse of eq. 11 would not be one.
+    """
+
+
 def head_scores(
     gate_BLH: Array, heads_BLHK: Array, facet_HDK: Array, item_VD: Array
 ) -> tuple[Array, Array]:
@@ -219,7 +229,7 @@ def head_scores(
 
 
 def plan(module: FAME, key: Array, expert_init: str, expert_noise: float) -> surgery.Plan:
-    """How a pre-trained SASRec becomes this FAME (section 4.4.2).
+    """How a pre-trained SASRec, or BERT4Rec, becomes this FAME (section 4.4.2).
 
     Args:
       module: the FAME to be.
@@ -245,7 +255,9 @@ def plan(module: FAME, key: Array, expert_init: str, expert_noise: float) -> sur
             path, key = f'{new}/{name}', jax.random.fold_in(key, 1)
             copy[path] = f'{old}/attention/{name}'
             transform[path] = _upcycle(key, module.num_experts, expert_noise)
-    return surgery.Plan(copy=copy, transform=transform, fresh=f'{new}/', dropped=f'{old}/')
+    # The last two are BERT4Rec's output; SASRec has none.
+    dropped = f'{old}/', 'head/', 'item_bias'
+    return surgery.Plan(copy=copy, transform=transform, fresh=f'{new}/', dropped=dropped)
 
 
 def _upcycle(key: Array, num_experts: int, noise: float) -> Any:

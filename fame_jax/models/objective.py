@@ -46,6 +46,30 @@ def next_item(
         rngs={'dropout': dropout_key},
         method='query_and_items',
     )
+    return item_loss(
+        query_BLD,
+        item_VD,
+        batch,
+        negative_key,
+        loss=loss,
+        num_negatives=num_negatives,
+        chunk_tokens=chunk_tokens,
+        chunk_items=chunk_items,
+    )
+
+
+def item_loss(
+    query_BLD: Array,
+    item_VD: Array,
+    batch: Batch,
+    key: Array,
+    *,
+    loss: str,
+    num_negatives: int,
+    chunk_tokens: int,
+    chunk_items: int,
+) -> tuple[Array, Array]:
+    """The loss of a batch's targets, given a query per position; otherwise as `next_item`."""
     query_TD = query_BLD.reshape(-1, query_BLD.shape[-1])
     target_T, weight_T = batch.targets_BL.reshape(-1), batch.weights_BL.reshape(-1)
     num_items = item_VD.shape[0] - 1
@@ -61,10 +85,10 @@ def next_item(
             chunk_items=chunk_items,
         )
     if loss == 'sampled':
-        negative_R = losses.draw_negatives(negative_key, (num_negatives,), num_items)
+        negative_R = losses.draw_negatives(key, (num_negatives,), num_items)
         return losses.sampled_cross_entropy(query_TD, item_VD, target_T, negative_R, weight_T)
     shape_BLR = (*batch.tokens_BL.shape, num_negatives)
-    negative_BLR = losses.draw_negatives(negative_key, shape_BLR, num_items)
+    negative_BLR = losses.draw_negatives(key, shape_BLR, num_items)
     valid_TR = ~in_history(batch, negative_BLR).reshape(-1, num_negatives)
     negative_TR = negative_BLR.reshape(-1, num_negatives)
     return losses.binary_cross_entropy(

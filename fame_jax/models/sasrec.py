@@ -13,15 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from fame_jax.models import layers
+from fame_jax.models.items import ItemModel
 
 Array = jax.Array
 
 
-class SASRec(nn.Module):
+class SASRec(ItemModel):
     """Items and positions in, a query per position out; a score is query . item vector."""
 
-    num_items: int  # V
-    width: int
     num_blocks: int
     num_heads: int
     inner_multiple: int
@@ -29,28 +28,21 @@ class SASRec(nn.Module):
     dropout: float
     max_length: int
     positions: str
-    similarity: str
-    temperature: float
-    tied_items: bool
-    item_training: str
     attention_bias: bool
     attention_scale: str
-    dtype: Any
 
     def setup(self) -> None:
-        shape_VD = (self.num_items + 1, self.width)
-        if self.item_training != 'frozen':
-            self.item_table = self.param('item_table', layers.normal_init, shape_VD)
-        if self.item_training != 'trained':
-            self.frozen_table = self.param('frozen_table', layers.normal_init, shape_VD)
-        if not self.tied_items:
-            self.output_table = self.param('output_table', layers.normal_init, shape_VD)
+        super().setup()
         if self.positions != 'relative':
-            shape_LD = (self.max_length, self.width)
+            shape_LD = (self.num_positions(), self.width)
             self.position_table = self.param('position_table', layers.normal_init, shape_LD)
         self.input_norm = nn.LayerNorm(dtype=self.dtype)
         self.input_dropout = layers.Dropout(self.dropout)
         self.blocks = [self.block(i) for i in range(self.num_blocks)]
+
+    def num_positions(self) -> int:
+        """Rows of the position table."""
+        return self.max_length
 
     def block(self, index: int) -> nn.Module:
         """The block at a depth; FAME puts another in the last place."""
@@ -87,39 +79,57 @@ class SASRec(nn.Module):
         Returns:
           query_BLD, or [B, 1, D] if `last`; and each block's named intermediates.
         """
-        x_BLD = self.read(tokens_BL)
+        h_BLD, out = self.encode(tokens_BL, positions_BL, segments_BL, train=train, last=last)
+        return self.comparable(h_BLD, self.temperature), out
+
+    def encode(
+        self,
+        tokens_BL: Array,
+        positions_BL: Array,
+        segments_BL: Array,
+        *,
+        train: bool = False,
+        last: bool = False,
+    ) -> tuple[Array, dict[str, dict[str, Array]]]:
+        """The last block's output before it is made comparable; otherwise as a call."""
+        rows = self.read(tokens_BL), positions_BL, segments_BL
+        return self.transform(*rows, train=train, last=last)
+
+    def transform(
+        self, x_BLD: Array, positions_BL: Array, segments_BL: Array, *, train: bool, last: bool
+    ) -> tuple[Array, dict[str, dict[str, Array]]]:
+        """The blocks over item vectors, with their positions, LayerNorm and dropout before them."""
         if self.positions != 'relative':
             x_BLD += self.position_table[positions_BL]
         x_BLD = self.input_norm(x_BLD.astype(self.dtype))
         x_BLD = self.input_dropout(x_BLD, train=train)
-        mask_BLL = layers.visible(segments_BL)
+        mask_BLL = self.visible(segments_BL)
         out = {}
         for i, block in enumerate(self.blocks):
             final = i == self.num_blocks - 1
             x_BLD, out[block.name] = block(x_BLD, mask_BLL, train=train, last=last and final)
-        return self.comparable(x_BLD, self.temperature), out
+        return x_BLD, out
+
+    def visible(self, segments_BL: Array) -> Array:
+        """What a position may look at; bool [B, Q, S]."""
+        return layers.visible(segments_BL)
+
+
+class MaskedSASRec(SASRec):
+    """SASRec that can also read [MASK], the id V + 1, which is nobody's target."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.mask_vector = self.param('mask_vector', layers.normal_init, (1, self.width))
+
+    @property
+    def mask_id(self) -> int:
+        return self.num_items + 1
 
     def read(self, items: Any) -> Array:
-        """Rows of the table that items are read from; the frozen part has no gradient."""
-        if self.item_training == 'trained':
-            return self.item_table[items]
-        row = jax.lax.stop_gradient(self.frozen_table)[items]
-        return row if self.item_training == 'frozen' else row + self.item_table[items]
-
-    def item_vectors(self) -> Array:
-        """What queries are multiplied with, [V + 1, D] by item id; row 0 is the padding's."""
-        table_VD = self.read(...) if self.tied_items else self.output_table
-        return self.comparable(table_VD.astype(self.dtype))
-
-    def query_and_items(self, *arguments: Any, **options: Any) -> tuple[Array, Array]:
-        """Both sides of the score from one call."""
-        return self(*arguments, **options)[0], self.item_vectors()
-
-    def comparable(self, x: Array, temperature: float = 1.0) -> Array:
-        """Unit length over temperature where similarity is the cosine; as it is for the dot."""
-        if self.similarity == 'dot':
-            return x
-        x32 = x.astype(jnp.float32)
-        # Under the root, so that the gradient of a row of zeros is zero and not NaN.
-        inverse = jax.lax.rsqrt(jnp.sum(x32 * x32, axis=-1, keepdims=True) + 1e-12)
-        return (x32 * (inverse / temperature)).astype(x.dtype)
+        """Rows of the table, and the mask's vector; `...` asks for the table."""
+        if items is ...:
+            return super().read(items)
+        masked = items == self.mask_id
+        row = super().read(jnp.where(masked, 0, items))
+        return jnp.where(masked[..., None], self.mask_vector.reshape(-1), row)

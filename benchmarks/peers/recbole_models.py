@@ -1,4 +1,4 @@
-"""Times a training epoch of RecBole's SASRec (CE loss) on one of our sequence files.
+"""Times a training epoch of a sequential model of RecBole's (CE loss) on one of our sequence files.
 
 The training loop is RecBole's own `Trainer._train_epoch`, unchanged; only the loader handed to it
 is wrapped, to stamp the time of every batch. Needs its own environment: see README.md here.
@@ -13,7 +13,6 @@ import logging
 import os
 import pathlib
 import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -26,21 +25,63 @@ import scipy
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
-from recbole.model.sequential_recommender.sasrec import SASRec
+from recbole.model.sequential_recommender import CORE, BERT4Rec, GRU4Rec, SASRec
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
 # RecBole looks for settings of its own under a dataset's name; this one is not among them.
 DATASET = 'sequences'
 
+TRANSFORMER = {'inner_size': 256, 'n_layers': 2, 'n_heads': 2}
+# Each with the settings RecBole ships for it, spelled out since the comparison rests on them.
+MODELS = {
+    'SASRec': (
+        SASRec,
+        {
+            **TRANSFORMER,
+            'hidden_size': 64,
+            'hidden_dropout_prob': 0.5,
+            'attn_dropout_prob': 0.5,
+        },
+    ),
+    'GRU4Rec': (
+        GRU4Rec,
+        {'embedding_size': 64, 'hidden_size': 128, 'num_layers': 1, 'dropout_prob': 0.3},
+    ),
+    'BERT4Rec': (
+        BERT4Rec,
+        {
+            **TRANSFORMER,
+            'hidden_size': 64,
+            'hidden_dropout_prob': 0.2,
+            'attn_dropout_prob': 0.2,
+            'mask_ratio': 0.2,
+            'ft_ratio': 0.5,
+            'transform': 'mask_itemseq',
+        },
+    ),
+    'CORE': (
+        CORE,
+        {
+            **TRANSFORMER,
+            'embedding_size': 64,
+            'hidden_dropout_prob': 0.5,
+            'attn_dropout_prob': 0.5,
+            'dnn_type': 'trm',
+            'sess_dropout': 0.2,
+            'item_dropout': 0.2,
+            'temperature': 0.07,
+        },
+    ),
+}
+
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data_dir', type=pathlib.Path, required=True, help='holds DATASET.txt')
     parser.add_argument('--dataset', default='Toys_and_Games')
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument('--steps', type=int, help='time this many batches and extrapolate')
-    length.add_argument('--epochs', type=int, default=1, help='whole epochs to time')
+    parser.add_argument('--model', choices=MODELS, default='SASRec')
+    parser.add_argument('--batches', type=int, default=40, help='timed, at most those of an epoch')
     parser.add_argument('--warmup', type=int, default=5, help='untimed batches before the clock')
     parser.add_argument('--batch', type=int, default=256)
     parser.add_argument('--eval_batch', type=int, default=4096, help="RecBole's default")
@@ -48,14 +89,13 @@ def parse_arguments():
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--seed', type=int, default=2020)
     parser.add_argument(
-        '--no_anomaly', action='store_true', help='turn off the anomaly detection RecBole leaves on'
+        '--as_it_comes', action='store_true', help='with the anomaly detection RecBole leaves on'
     )
     parser.add_argument('--evaluate', action='store_true', help='time the test ranking too')
     parser.add_argument('--json', type=pathlib.Path, help='where to write the figures')
     args = parser.parse_args()
-    steps = 1 if args.steps is None else args.steps
-    if args.warmup < 0 or min(args.threads, args.epochs, steps) < 1:
-        parser.error('--threads, --epochs and --steps must be at least 1, --warmup at least 0')
+    if args.warmup < 0 or min(args.threads, args.batches) < 1:
+        parser.error('--threads and --batches must be at least 1, --warmup at least 0')
     return args
 
 
@@ -81,18 +121,13 @@ def write_inter(sequences, folder):
 
 
 def recbole_settings(args, folder):
-    """SASRec's and the sequential defaults of RecBole, spelled out where the comparison rests."""
+    """The model's and the sequential defaults of RecBole."""
     return {
         'data_path': str(folder),
         'checkpoint_dir': str(folder / 'saved'),
         'load_col': {'inter': ['user_id', 'item_id', 'timestamp']},
         'MAX_ITEM_LIST_LENGTH': args.max_len,
-        'hidden_size': 64,
-        'inner_size': 256,
-        'n_layers': 2,
-        'n_heads': 2,
-        'hidden_dropout_prob': 0.5,
-        'attn_dropout_prob': 0.5,
+        **MODELS[args.model][1],
         'loss_type': 'CE',
         'train_neg_sample_args': None,
         'learner': 'adam',
@@ -115,11 +150,11 @@ def recbole_settings(args, folder):
     }
 
 
-def recbole_config(settings):
+def recbole_config(model, settings):
     """RecBole's Config reads sys.argv for settings of its own; keep our flags out of its sight."""
     argv, sys.argv = sys.argv, sys.argv[:1]
     try:
-        return Config(model='SASRec', dataset=DATASET, config_dict=settings)
+        return Config(model=model, dataset=DATASET, config_dict=settings)
     finally:
         sys.argv = argv
 
@@ -161,13 +196,13 @@ class TimedBatches:
     """Hands on a loader's batches, the first `limit` of them, and stamps the time around each.
 
     A batch's time runs from the end of the step before it to the end of its own, so it holds the
-    gathering of its rows, as an epoch's time does.
+    gathering (and masking) of its rows, as an epoch's time does.
     """
 
-    def __init__(self, loader, limit=None):
+    def __init__(self, loader, limit):
         self.loader = loader
-        self.limit = len(loader) if limit is None else min(limit, len(loader))
-        self.rows = 0
+        self.limit = min(limit, len(loader))
+        self.rows = self.scored = 0
         self.stamps = []
 
     def __iter__(self):
@@ -178,6 +213,7 @@ class TimedBatches:
             yield batch
             self.stamps.append(time.perf_counter())
             self.rows += len(batch)
+            self.scored += scored(batch)
             if len(self.stamps) > self.limit:
                 return
 
@@ -185,41 +221,35 @@ class TimedBatches:
         return np.diff(self.stamps)
 
 
-def time_pass(trainer, loader, epoch, limit=None):
-    """One pass of RecBole's own training loop. Returns its seconds, the batches', rows and loss."""
-    batches = TimedBatches(loader, limit)
-    start = time.perf_counter()
-    loss = trainer._train_epoch(batches, epoch)
-    return time.perf_counter() - start, batches.seconds(), batches.rows, loss
+def scored(batch):
+    """The terms of a batch's loss: one a row, and for BERT4Rec its masked positions.
+
+    RecBole's BERT4Rec fills MASK_INDEX up with 0 and gives index 0 no weight, so that a row's first
+    item is masked at times but never scored, and a prefix of one item trains nothing.
+    """
+    if 'MASK_INDEX' in batch:
+        return int((batch['MASK_INDEX'] > 0).sum())
+    return len(batch)
 
 
-def time_training(trainer, loader, targets, args):
+def time_training(trainer, loader, args):
+    """Batches of RecBole's own training loop after a warm-up, and an epoch at their median."""
     if args.warmup:
-        time_pass(trainer, loader, 0, args.warmup)
-    if args.steps:
-        _, batch_seconds, rows, loss = time_pass(trainer, loader, 0, args.steps)
-        epochs = [float(batch_seconds.mean()) * len(loader)]
-    else:
-        epochs, parts = [], []
-        for epoch in range(args.epochs):
-            seconds, part, rows, loss = time_pass(trainer, loader, epoch)
-            if rows != targets:
-                raise SystemExit(f'the epoch held {rows} targets, not {targets}')
-            epochs.append(seconds)
-            parts.append(part)
-        batch_seconds = np.concatenate(parts)
-    p10, p50, p90 = np.percentile(batch_seconds, [10, 50, 90])
+        trainer._train_epoch(TimedBatches(loader, args.warmup), 0)
+    batches = TimedBatches(loader, args.batches)
+    loss = trainer._train_epoch(batches, 0)
+    seconds = batches.seconds()
+    p10, p50, p90 = (float(value) for value in np.percentile(seconds, [10, 50, 90]))
     return {
-        'epoch_seconds': statistics.median(epochs),
-        'epoch_seconds_each': epochs,
-        'extrapolated': bool(args.steps),
-        'batch_seconds_median': float(p50),
-        'batch_seconds_p10': float(p10),
-        'batch_seconds_p90': float(p90),
-        'batches_timed': len(batch_seconds),
+        'epoch_seconds': p50 * len(loader),
+        'batch_seconds_median': p50,
+        'batch_seconds_p10': p10,
+        'batch_seconds_p90': p90,
+        'batch_seconds_mean': float(seconds.mean()),
+        'batches_timed': len(seconds),
         'batches_per_epoch': len(loader),
-        'targets_per_epoch': targets,
-        'last_loss_mean': loss / (min(args.steps, len(loader)) if args.steps else len(loader)),
+        'loss_terms_per_epoch': round(batches.scored / batches.rows * loader.sample_size),
+        'last_loss_mean': loss / len(seconds),
     }
 
 
@@ -237,6 +267,8 @@ def time_evaluation(trainer, train_data, test_data):
 
 def describe_run(args):
     return {
+        'model': args.model,
+        'settings': MODELS[args.model][1],
         'dataset': args.dataset,
         'batch': args.batch,
         'max_len': args.max_len,
@@ -262,15 +294,15 @@ def measure(args, folder):
     figures = describe_run(args)
     sequences = read_sequences(args.data_dir / f'{args.dataset}.txt')
     write_inter(sequences, folder)
-    config = recbole_config(recbole_settings(args, folder))
+    config = recbole_config(args.model, recbole_settings(args, folder))
     init_seed(config['seed'], config['reproducibility'])
     train_data, _, test_data = data_preparation(config, create_dataset(config))
-    targets = check_targets(train_data.dataset, sequences, args.max_len)
-    model = SASRec(config, train_data.dataset).to(config['device'])
+    figures['targets_per_epoch'] = check_targets(train_data.dataset, sequences, args.max_len)
+    model = MODELS[args.model][0](config, train_data.dataset).to(config['device'])
     trainer = Trainer(config, model)
     figures['parameters'] = sum(parameter.numel() for parameter in model.parameters())
     figures['items'] = train_data.dataset.item_num - 1
-    figures |= time_training(trainer, train_data, targets, args)
+    figures |= time_training(trainer, train_data, args)
     if args.evaluate:
         figures |= time_evaluation(trainer, train_data, test_data)
     return figures
@@ -278,16 +310,16 @@ def measure(args, folder):
 
 def summarize(figures):
     line = (
-        f'RecBole {figures["versions"]["recbole"]} SASRec CE, {figures["dataset"]}, '
+        f'RecBole {figures["versions"]["recbole"]} {figures["model"]} CE, {figures["dataset"]}, '
         f'torch {figures["versions"]["torch"]}, {figures["threads"]} threads, '
         f'anomaly detection {"on" if figures["anomaly_detection"] else "off"}: '
-        f'{figures["epoch_seconds"]:.1f} s an epoch'
-        f'{" (extrapolated)" if figures["extrapolated"] else ""}, '
+        f'{figures["epoch_seconds"]:.1f} s an epoch at the median, '
         f'batch of {figures["batch"]} {figures["batch_seconds_median"] * 1e3:.0f} ms '
         f'(P10 {figures["batch_seconds_p10"] * 1e3:.0f}, '
         f'P90 {figures["batch_seconds_p90"] * 1e3:.0f}; '
         f'{figures["batches_timed"]} timed, {figures["batches_per_epoch"]} an epoch), '
-        f'{figures["targets_per_epoch"]:,} targets checked'
+        f'{figures["targets_per_epoch"]:,} targets checked, '
+        f'about {figures["loss_terms_per_epoch"]:,} terms in the losses'
     )
     if 'evaluation_seconds' in figures:
         line += (
@@ -301,8 +333,8 @@ def turn_off_anomaly_detection():
     """Ends a check that RecBole turns on unasked: every gradient searched for NaN.
 
     Importing any sequential model of RecBole 1.2.1 imports all of them, and its sine.py calls
-    torch.autograd.set_detect_anomaly(True) at import. So a user of SASRec pays for it too, and by
-    default this script times what that user gets.
+    torch.autograd.set_detect_anomaly(True) at import. So its users pay for it with any of them;
+    --as_it_comes times what they get.
     """
     torch.autograd.set_detect_anomaly(False)
 
@@ -323,7 +355,7 @@ def main():
     out = args.json and args.json.resolve()
     torch.set_num_threads(args.threads)
     hush_recbole()
-    if args.no_anomaly:
+    if not args.as_it_comes:
         turn_off_anomaly_detection()
     # RecBole writes checkpoints and TensorBoard logs under the working directory.
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):

@@ -1,0 +1,74 @@
+"""The items' side of every model: the table that is read, the vectors that queries meet."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fame_jax.models import layers
+
+Array = jax.Array
+
+
+class ItemModel(nn.Module):
+    """A model of histories whose scores are inner products of queries and item vectors.
+
+    A history has one query or several; `combine` makes one score of theirs. So any slice of the
+    catalogue can be scored by itself: in chunks, on another device, in a served index.
+    """
+
+    num_items: int  # V
+    width: int
+    similarity: str
+    temperature: float
+    tied_items: bool
+    item_training: str
+    dtype: Any
+
+    def setup(self) -> None:
+        shape_VD = (self.num_items + 1, self.width)
+        if self.item_training != 'frozen':
+            self.item_table = self.param('item_table', layers.normal_init, shape_VD)
+        if self.item_training != 'trained':
+            self.frozen_table = self.param('frozen_table', layers.normal_init, shape_VD)
+        if not self.tied_items:
+            self.output_table = self.param('output_table', layers.normal_init, shape_VD)
+
+    def read(self, items: Any) -> Array:
+        """Rows of the table that items are read from; the frozen part has no gradient."""
+        if self.item_training == 'trained':
+            return self.item_table[items]
+        row = jax.lax.stop_gradient(self.frozen_table)[items]
+        return row if self.item_training == 'frozen' else row + self.item_table[items]
+
+    def item_vectors(self, *, train: bool = False) -> Array:
+        """What queries are multiplied with, [V + 1, D] by item id; row 0 is the padding's.
+
+        A model that drops parts of its candidates does so where `train` is true.
+        """
+        table_VD = self.read(...) if self.tied_items else self.output_table
+        return self.comparable(table_VD.astype(self.dtype))
+
+    def query_and_items(self, *arguments: Any, train: bool = False, **options: Any) -> Any:
+        """Both sides of the score from one call."""
+        return self(*arguments, train=train, **options)[0], self.item_vectors(train=train)
+
+    @staticmethod
+    def combine(score_BQV: Array) -> Array:
+        """The score of each item, [B, V], from those of a history's queries; here there is one."""
+        return score_BQV[:, 0]
+
+    def comparable(self, x: Array, temperature: float = 1.0) -> Array:
+        """Unit length over temperature where similarity is the cosine; as it is for the dot."""
+        if self.similarity == 'dot':
+            return x
+        return unit(x, temperature)
+
+
+def unit(x: Array, temperature: float = 1.0) -> Array:
+    """Length 1 / temperature over the last axis; a row of zeros stays one, without a gradient."""
+    x32 = x.astype(jnp.float32)
+    # Under the root, so that the gradient of a row of zeros is zero and not NaN.
+    inverse = jax.lax.rsqrt(jnp.sum(x32 * x32, axis=-1, keepdims=True) + 1e-12)
+    return (x32 * (inverse / temperature)).astype(x.dtype)

@@ -1,0 +1,191 @@
+"""What contrast compares: views of packed histories, their encodings, where a history ends.
+
+The operators of CL4SRec (Xie et al., ICDE 2022, arXiv 2010.14395, eqs. 4-6), which ICLRec takes
+over, on whole rows at once and in place: a history stays in its own columns, no shape depends on
+what is drawn, and a view is a function of the key alone. An operator takes a key and the fields of
+the rows, whose histories are contiguous and numbered from 1, and returns those of a view.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Fields = tuple[Array, Array, Array]  # tokens_BL, positions_BL, segments_BL
+Operator = Callable[[Array, Array, Array, Array], Fields]
+Loss = tuple[Array, Array]  # a sum and its count
+
+
+def crop(
+    key: Array, tokens_BL: Array, positions_BL: Array, segments_BL: Array, share: float
+) -> Fields:
+    """A stretch of each history, max(1, floor(share n)) of its n items; the rest is padding.
+
+    Positions start from 0 again, columns stay.
+    """
+    first_BL, length_BL = runs(segments_BL)
+    kept_BL = jnp.maximum(part(length_BL, share), 1)
+    skipped_BL = draw(key, first_BL, length_BL - kept_BL + 1)
+    offset_BL = columns(segments_BL) - first_BL - skipped_BL
+    inside_BL = (offset_BL >= 0) & (offset_BL < kept_BL) & (segments_BL > 0)
+    fields = tokens_BL, positions_BL - skipped_BL, segments_BL
+    return tuple(jnp.where(inside_BL, field, 0) for field in fields)
+
+
+def mask(
+    key: Array,
+    tokens_BL: Array,
+    positions_BL: Array,
+    segments_BL: Array,
+    share: float,
+    mask_id: int,
+) -> Fields:
+    """floor(share n) random items of each history become mask_id; one at the least stays.
+
+    With mask_id 0 they leave the history as padding, which nothing looks at; the positions of the
+    others stay as they are, with gaps. So it is in ICLRec's code; CL4SRec has a [MASK].
+    """
+    first_BL, length_BL = runs(segments_BL)
+    number_BL = jnp.minimum(part(length_BL, share), length_BL - 1)
+    picked_BL = columns(segments_BL) - first_BL < number_BL
+    masked_BL = shuffle(key, first_BL, picked_BL) & (segments_BL > 0)
+    tokens_BL = jnp.where(masked_BL, mask_id, tokens_BL)
+    if mask_id:
+        return tokens_BL, positions_BL, segments_BL
+    return tokens_BL, *(jnp.where(masked_BL, 0, field) for field in (positions_BL, segments_BL))
+
+
+def reorder(
+    key: Array, tokens_BL: Array, positions_BL: Array, segments_BL: Array, share: float
+) -> Fields:
+    """A stretch of floor(share n) items of each history is shuffled among its own places."""
+    begin_key, shuffle_key = jax.random.split(key)
+    first_BL, length_BL = runs(segments_BL)
+    moved_BL = part(length_BL, share)
+    begin_BL = first_BL + draw(begin_key, first_BL, length_BL - moved_BL + 1)
+    column_BL = columns(segments_BL)
+    inside_BL = (column_BL >= begin_BL) & (column_BL < begin_BL + moved_BL)
+    group_BL = jnp.where(inside_BL, begin_BL, column_BL)
+    return shuffle(shuffle_key, group_BL, tokens_BL), positions_BL, segments_BL
+
+
+def two_views(
+    key: Array, fields: Fields, operators: Sequence[Operator], *, different: bool = True
+) -> tuple[Fields, Fields]:
+    """Two views of every history, each by an operator drawn for that history.
+
+    Args:
+      key: consumed.
+      fields: tokens_BL, positions_BL and segments_BL.
+      operators: called with a key and the three fields; their shares are bound beforehand.
+      different: whether a history's two operators are never the same (CL4SRec, section 3.2); if
+        not, each is drawn by itself, as in ICLRec's code.
+
+    Returns:
+      The fields of one view and of the other.
+    """
+    one_key, other_key, choice_key, step_key = jax.random.split(key, 4)
+    first_BL, _ = runs(fields[2])
+    number_BL = jnp.full_like(first_BL, len(operators))
+    one_BL = draw(choice_key, first_BL, number_BL)
+    drawn = [operator(one_key, *fields) for operator in operators]
+    if different:
+        # What both views take from `drawn` is of different operators, hence drawn apart.
+        other_BL = (one_BL + 1 + draw(step_key, first_BL, number_BL - 1)) % number_BL
+        return select(one_BL, drawn), select(other_BL, drawn)
+    other_BL = draw(step_key, first_BL, number_BL)
+    drawn_again = [operator(other_key, *fields) for operator in operators]
+    return select(one_BL, drawn), select(other_BL, drawn_again)
+
+
+def ends(segments_BL: Array, size: int) -> tuple[Array, Array]:
+    """The last position of each history, by its index in the rows laid end to end.
+
+    A view keeps every history, so those of two views are in the same order.
+
+    Args:
+      segments_BL: int32, which history of the row, ascending, 0 for padding, also within one.
+      size: A, how many are found at the most; the others are left out.
+
+    Returns:
+      index_A, int32, 0 where there is none, and real_A, bool.
+    """
+    none = np.iinfo(np.int32).max
+    # The lowest number to the right is the next item's; none is lower, as they ascend.
+    ahead_BL = jnp.where(segments_BL > 0, segments_BL, none)[:, 1:]
+    next_BL = jax.lax.cummin(jnp.pad(ahead_BL, ((0, 0), (0, 1)), constant_values=none), 1, True)
+    end_T = ((segments_BL > 0) & (segments_BL != next_BL)).reshape(-1)
+    (index_A,) = jnp.nonzero(end_T, size=size, fill_value=-1)
+    return jnp.maximum(index_A, 0), index_A >= 0
+
+
+def encode(module: nn.Module, params: dict, key: Array, *rows: Fields) -> list[Array]:
+    """The `encode` of a model for rows of one shape, in one call and each with its own dropout.
+
+    Args:
+      module: a model with `encode`.
+      params: its parameters.
+      key: consumed, for dropout.
+      *rows: tokens_BL, positions_BL and segments_BL of each.
+
+    Returns:
+      For each the positions laid end to end, [T, D].
+    """
+    together = [jnp.concatenate(fields) for fields in zip(*rows)]
+    h_BLD, _ = module.apply(
+        {'params': params}, *together, train=True, rngs={'dropout': key}, method='encode'
+    )
+    return jnp.split(h_BLD.reshape(-1, h_BLD.shape[-1]), len(rows))
+
+
+def add_term(loss: Loss, term: Loss, weight: float) -> Loss:
+    """A loss whose mean is that of `loss` and weight times that of the term; its own count."""
+    term_mean = term[0] / jnp.maximum(term[1], 1)
+    return loss[0] + weight * term_mean * loss[1], loss[1]
+
+
+def runs(segments_BL: Array) -> tuple[Array, Array]:
+    """The first column and the length of the history at each position; padding is a run too."""
+    column_BL = columns(segments_BL)
+    begins_BL = segments_BL != jnp.pad(segments_BL[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    ends_BL = segments_BL != jnp.pad(segments_BL[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+    first_BL = jax.lax.cummax(jnp.where(begins_BL, column_BL, 0), 1)
+    widest = segments_BL.shape[1]
+    last_BL = jax.lax.cummin(jnp.where(ends_BL, column_BL, widest), 1, True)
+    return first_BL, last_BL - first_BL + 1
+
+
+def columns(segments_BL: Array) -> Array:
+    """The column of each position; int32."""
+    return jax.lax.broadcasted_iota(jnp.int32, segments_BL.shape, 1)
+
+
+def part(length_BL: Array, share: float) -> Array:
+    """floor(share n), in the precision in which the authors' codes say it; int32."""
+    table_L = np.floor(share * np.arange(length_BL.shape[1] + 1)).astype(np.int32)
+    return jnp.asarray(table_L)[length_BL]
+
+
+def draw(key: Array, first_BL: Array, below_BL: Array) -> Array:
+    """A whole number from 0 up to `below_BL`, one for each history; int32."""
+    uniform_BL = jax.random.uniform(key, first_BL.shape)
+    drawn_BL = jnp.take_along_axis(uniform_BL, first_BL, axis=1)
+    return (drawn_BL * below_BL).astype(jnp.int32)
+
+
+def shuffle(key: Array, group_BL: Array, value_BL: Array) -> Array:
+    """Values in random order among the columns of their group.
+
+    A group is contiguous, and groups ascend along a row.
+    """
+    uniform_BL = jax.random.uniform(key, group_BL.shape)
+    return jax.lax.sort((group_BL, uniform_BL, value_BL), dimension=1, num_keys=2)[2]
+
+
+def select(choice_BL: Array, drawn: Sequence[Fields]) -> Fields:
+    """The fields of the operator that each position's history has drawn."""
+    which = [choice_BL == i for i in range(len(drawn))]
+    return tuple(jnp.select(which, candidates) for candidates in zip(*drawn))
