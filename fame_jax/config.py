@@ -223,7 +223,9 @@ class Config:
         128, 'gru4rec: width of the state.', low=1, high=65_536, section='Baselines'
     )
     cloze_rate: float = _field(0.2, 'bert4rec: share of items to guess.', low=0.001, high=1)
-    item_dropout: float = _field(0.2, 'core, atten_mixer: rate on item vectors.', low=0, high=0.99)
+    item_dropout: float = _field(
+        0.2, 'core, atten_mixer, miasrec: rate on items.', low=0, high=0.99
+    )
     crop_share: float = _field(0.6, 'cl4srec, iclrec: share of a history kept.', low=0, high=1)
     mask_share: float = _field(0.3, 'cl4srec, iclrec: share of a history masked.', low=0, high=1)
     reorder_share: float = _field(
@@ -464,6 +466,8 @@ def _check_baseline(config: Config) -> None:
             f'--loss={config.loss} is not for --model={config.model}, which has a loss of its own; '
             'leave it out'
         )
+    if config.entmax_alpha not in (1, 1.5, 2):
+        raise UserError(f'--entmax_alpha={config.entmax_alpha}: choose 1, 1.5 or 2')
     if config.model not in CLOZE:
         return
     if config.positions != 'start':

@@ -18,6 +18,9 @@ Array = jax.Array
 CUTOFFS = (5, 10, 20)
 PROTOCOLS = ('masked', 'unmasked')
 
+# Scores of so many queries are held at a time, before they are combined.
+QUERIES_AT_A_TIME = 1024
+
 
 class Ranks(NamedTuple):
     """1 is best. int32 [U] each, in the order of users."""
@@ -66,8 +69,17 @@ def _rank_rows(
 ) -> tuple[Array, Array, Array]:
     tokens_BL, positions_BL, segments_BL, seen_BS, target_B = rows
     query_BQD = encode(params, tokens_BL, positions_BL, segments_BL)
-    score_BQV = jnp.einsum('BQD,VD->BQV', query_BQD, item_VD, preferred_element_type=jnp.float32)
-    return rank(combine(score_BQV), target_B, seen_BS)
+    return rank(scores(query_BQD, item_VD, combine), target_B, seen_BS)
+
+
+def scores(query_BQD: Array, item_VD: Array, combine: Callable[[Array], Array]) -> Array:
+    """Each item's score, float32 [B, V], a few histories at a time where they have many queries."""
+
+    def one(query_QD: Array) -> Array:
+        score_QV = jnp.einsum('QD,VD->QV', query_QD, item_VD, preferred_element_type=jnp.float32)
+        return combine(score_QV[None])[0]
+
+    return jax.lax.map(one, query_BQD, batch_size=max(1, QUERIES_AT_A_TIME // query_BQD.shape[1]))
 
 
 def only(score_BQV: Array) -> Array:

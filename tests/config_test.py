@@ -255,7 +255,7 @@ def test_differences_name_both_values():
         ('--stages=prepare,evalute', ['--stages=evalute', 'did you mean evaluate?']),
         ('--stages="prepare', ['--stages']),
         ('--model=bert', ['--model=bert', 'did you mean bert4rec']),
-        ('--model=sasrec', ['nothing to fine-tune', '--stages=prepare,pretrain,evaluate']),
+        ('--entmax_alpha=1.2', ['--entmax_alpha=1.2', '1.5']),
         ('--num_heads=3', ['--width=64', '--num_heads=3']),
         ('--max_length=65', ['--row_length=64', '--max_length=65']),
         ('--finetune_from=scratch', ['--finetune_from=scratch', '--stages']),
@@ -267,6 +267,28 @@ def test_a_mistake_is_one_line(given, parts):
     message = refusal(given)
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    'given, parts',
+    [
+        (['--model=sasrec', '--stages=finetune'], ['nothing to fine-tune', 'pretrain,evaluate']),
+        (['--model=miasrec', '--loss=bce'], ['--loss=bce', '--model=miasrec', 'leave it out']),
+        (['--model=bert4rec', '--positions=both'], ['--positions=both', '--positions=start']),
+        (['--model=bert4rec', '--max_length=64'], ['--row_length=64', 'the one to guess']),
+    ],
+)
+def test_what_a_model_cannot_do_is_one_line(given, parts):
+    message = refusal(*given)
+    for part in parts:
+        assert part in message
+
+
+def test_a_model_brings_its_recipe_and_a_flag_is_stronger():
+    assert config_lib.parse(['--model=gru4rec']).dropout == 0.3
+    assert config_lib.parse(['--model=gru4rec']).stages == ('prepare', 'pretrain', 'evaluate')
+    assert config_lib.parse(['--model=gru4rec', '--dropout=0.1']).dropout == 0.1
+    assert config_lib.parse([]).dropout == 0.5
 
 
 @pytest.mark.parametrize('name', [n for n, f in FIELDS.items() if f.metadata.get('choices')])
