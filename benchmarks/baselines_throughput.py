@@ -116,7 +116,9 @@ def time_peer(name, max_length, arguments, folder):
 
 
 def others_seconds():
-    """Seconds of processor that others than this process and its children have used; from Linux."""
+    """Seconds of processor that others than this process and its children used; 0 but on Linux."""
+    if not os.path.exists('/proc/stat'):
+        return 0
     with open('/proc/stat') as lines:
         user, nice, system, _, _, *interrupts_and_stolen = map(int, next(lines).split()[1:9])
     busy = (user + nice + system + sum(interrupts_and_stolen)) / os.sysconf('SC_CLK_TCK')

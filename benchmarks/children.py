@@ -39,7 +39,8 @@ def start_child(run: Run, jobs: int) -> subprocess.Popen:
         run.workdir.mkdir(parents=True, exist_ok=True)
         path = run.workdir / 'command.json'
         jobs = max(jobs, records.read_json(path)['jobs'] if path.is_file() else 1)
-        records.write_json(path, {'command': shlex.join(run.command[1:]), 'jobs': jobs})
+        told = shlex.join(run.command[1:]).replace(str(run.workdir.parents[1]), 'FOLDER')
+        records.write_json(path, {'command': told, 'jobs': jobs, 'load': os.getloadavg()[0]})
         with run.log.open('ab') as log:
             return subprocess.Popen(
                 run.command,

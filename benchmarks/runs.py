@@ -36,7 +36,7 @@ MODELS = {
     'iclrec': Model('ICLRec'),
     'duorec': Model('DuoRec'),
     'atten_mixer': Model('Atten-Mixer'),
-    'msgifsr': Model('MSGIFSR'),
+    'msgifsr': Model('MSGIFSR, order 1'),
     'miasrec': Model('MiaSRec'),
     'fame': Model('FAME', backbone='sasrec'),
     'fame_bert4rec': Model('FAME over BERT4Rec', backbone='bert4rec'),

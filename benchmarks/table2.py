@@ -30,6 +30,8 @@ QUICK_FLAGS = (
     *('--synthetic_users=400', '--synthetic_items=100'),
     *('--pretrain_epochs=3', '--finetune_epochs=3'),
 )
+# What tells one run from another, and what the table sets by itself.
+OWN = ('model', 'dataset', 'seed', 'workdir', 'stages', 'backbone_from', 'flagfile')
 
 
 def main(argv: Sequence[str], start: Callable[[Run, int], Process] | None = None) -> int:
@@ -46,9 +48,10 @@ def main(argv: Sequence[str], start: Callable[[Run, int], Process] | None = None
         options = parse(argv)
         runs = plan(options)
         failed, folder = {}, Path(options.folder)
-        if not options.only_table:
-            for run in runs:
+        for run in runs:
+            if run.done() or not options.only_table:
                 check(run, Path(options.recipes) / f'{run.model}.cfg')
+        if not options.only_table:
             with explain_os_errors(f'making the folder {folder}', 'choose another --folder'):
                 folder.mkdir(parents=True, exist_ok=True)
             failed, stopped = run_all(runs, options.jobs, start or start_child)
@@ -82,7 +85,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     quick = '--quick' in argv
     options = _flags(QUICK if quick else {}).parse_args(argv)
-    options.extra = [flag for text in options.extra for flag in shlex.split(text)]
+    options.extra = [flag for text in options.extra for flag in _split(text)]
     options.extra = [*(QUICK_FLAGS if quick else ()), *options.extra]
     options.models = tuple(MODELS) if options.models == ('all',) else options.models
     unknown = [name for name in options.models if name not in MODELS]
@@ -91,6 +94,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.jobs < 1:
         raise UserError(f'--jobs={options.jobs} is out of range; it must be at least 1')
     return options
+
+
+def _split(text: str) -> list[str]:
+    """The flags of an --extra; none of them may be what tells one run from another."""
+    try:
+        extra = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f'--extra={text}: {error}; quote it as a shell wants it') from error
+    for flag in extra:
+        name = flag.lstrip('-').split('=')[0]
+        if name in OWN:
+            raise UserError(f'--extra={flag}: {name} is what tells the runs apart; leave it out')
+    return extra
 
 
 def _flags(preset: Mapping[str, Any]) -> argparse.ArgumentParser:

@@ -130,9 +130,12 @@ def _machine_text(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         which = '' if len(titles) == 1 else f' of {", ".join(models)}'
         when = ' to '.join(sorted({min(dates[told]), max(dates[told])}))
         lines.append(f'Machine{which}: {told}; {when}.\n')
-    jobs = max(row['jobs'] for row in rows)
-    shared = f'Seconds are of a machine that had up to {jobs} runs at a time.\n'
-    return [*lines, *([shared] if jobs > 1 else [])]
+    jobs, load = (max(row[name] for row in rows) for name in ('jobs', 'load'))
+    shared = (
+        f'Seconds are of a machine that had up to {jobs} of these runs at a time, and a load of up '
+        f'to {load:.1f} when one began: they say little of speed.\n'
+    )
+    return [*lines, *([shared] if jobs > 1 or load > 1 else [])]
 
 
 def _describe(machine: Mapping[str, Any]) -> str:

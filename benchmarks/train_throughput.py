@@ -54,7 +54,7 @@ class Variant:
         """run: with the data prepared; model: a name, since a run of FAME trains two."""
         self.name = name
         began = time.perf_counter()
-        epoch = stages.epochs_of(run)(0)
+        epoch = stages.epochs_of(run, 'finetune')(0)
         batches = list(epoch.batches)
         self.input_seconds = time.perf_counter() - began
         self.num_steps, self.num_histories = epoch.num_steps, epoch.num_histories
@@ -151,7 +151,7 @@ def changed(base, **changes):
 
 def variants(base, quick):
     """What is compared; padded rows hold as many targets a step as packed ones."""
-    epoch = stages.epochs_of(base)(0)
+    epoch = stages.epochs_of(base, 'finetune')(0)
     targets = sum(float(batch.weights_BL.sum()) for batch in epoch.batches)
     mean = targets / epoch.num_histories
     rows = round(base.config.rows_per_step * base.config.row_length / mean)

@@ -107,6 +107,7 @@ def _commands(runs: Iterable[Run]) -> dict[str, Any]:
     return {
         'commands': [one['command'] for one in told],
         'jobs': max((one['jobs'] for one in told), default=1),
+        'load': max((one['load'] for one in told), default=0.0),
     }
 
 

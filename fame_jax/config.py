@@ -328,7 +328,8 @@ TEXT = (
 
 # Models that learn to fill gaps, and models that no other loss fits.
 CLOZE = ('bert4rec', 'fame_bert4rec')
-OWN_LOSS = (*CLOZE, 'msgifsr', 'miasrec')
+PREFIXES = ('msgifsr', 'miasrec')  # that see each prefix by itself
+OWN_LOSS = (*CLOZE, *PREFIXES)
 
 # The paper's FAME block read literally, section 4.4.2: what is not named as kept is new and random.
 PAPER_READING = {
@@ -388,12 +389,13 @@ def check(config: Config) -> None:
         _check_value(name, getattr(config, name), field.metadata)
     if not config.stages:
         raise UserError(f'--stages names no stage; give one or more of {", ".join(STAGES)}')
-    if config.width % config.num_heads:
+    if config.model != 'gru4rec' and config.width % config.num_heads:
         raise UserError(
             f'--width={config.width} does not divide into --num_heads={config.num_heads} heads; '
             'make the width a multiple of the heads'
         )
-    if config.packed and config.row_length < config.max_length:
+    packed = config.packed and config.model not in PREFIXES
+    if packed and config.row_length < config.max_length:
         raise UserError(
             f'--row_length={config.row_length} is shorter than a history of --max_length='
             f'{config.max_length}; raise the one or lower the other'
@@ -410,6 +412,8 @@ def check(config: Config) -> None:
         )
     _check_text(config)
     _check_baseline(config)
+    if config.backbone_from and config.model not in FAMES:
+        raise UserError(f'--backbone_from is for FAME and not for --model={config.model}; leave it')
     if config.backbone_from and 'pretrain' in config.stages:
         raise UserError(
             f'--backbone_from={config.backbone_from} stands for pre-training; use '
@@ -464,6 +468,11 @@ def _check_baseline(config: Config) -> None:
     if config.model in OWN_LOSS and config.loss != 'ce':
         raise UserError(
             f'--loss={config.loss} is not for --model={config.model}, which has a loss of its own; '
+            'leave it out'
+        )
+    if config.model in OWN_LOSS and config.loss_positions != 'all':
+        raise UserError(
+            f'--loss_positions={config.loss_positions} does nothing where --model={config.model}; '
             'leave it out'
         )
     if config.entmax_alpha not in (1, 1.5, 2):

@@ -82,18 +82,13 @@ def scores(query_BQD: Array, item_VD: Array, combine: Callable[[Array], Array]) 
     return jax.lax.map(one, query_BQD, batch_size=max(1, QUERIES_AT_A_TIME // query_BQD.shape[1]))
 
 
-def only(score_BQV: Array) -> Array:
-    """The score where each history has one query."""
-    return score_BQV[:, 0]
-
-
 def rank_users(
     encode: Callable[..., Array],
     params: Any,
     item_VD: Array,
     held: Iterable[Any],
     num_users: int,
-    combine: Callable[[Array], Array] = only,
+    combine: Callable[[Array], Array],
 ) -> Ranks:
     """Ranks every user's target on the device; only ranks come back.
 

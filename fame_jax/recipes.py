@@ -10,13 +10,16 @@ from typing import Any
 
 ALONE = ('prepare', 'pretrain', 'evaluate')
 
+CLOZE = {'similarity': 'dot', 'positions': 'start', 'dropout': 0.1}
+
 RECIPES: dict[str, dict[str, Any]] = {
     'sasrec': {'stages': ALONE},
     # RecBole's GRU4Rec.yaml.
     'gru4rec': {'stages': ALONE, 'similarity': 'dot', 'dropout': 0.3},
-    # SSLRec's bert4rec.yml; absolute positions as in the paper.
-    'bert4rec': {'stages': ALONE, 'similarity': 'dot', 'positions': 'start', 'dropout': 0.1},
-    'fame_bert4rec': {'similarity': 'dot', 'positions': 'start', 'dropout': 0.1},
+    # SSLRec's bert4rec.yml; absolute positions as in the paper. An epoch asks for a fifth of the
+    # items, so there are five times as many, and five times the patience.
+    'bert4rec': {'stages': ALONE, **CLOZE, 'pretrain_epochs': 300, 'patience': 25},
+    'fame_bert4rec': {**CLOZE, 'pretrain_epochs': 300, 'finetune_epochs': 300, 'patience': 25},
     'core': {'stages': ALONE, 'positions': 'start'},
     'cl4srec': {'stages': ALONE},
     'duorec': {'stages': ALONE},

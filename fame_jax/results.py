@@ -17,6 +17,7 @@ from fame_jax.data import sequences
 from fame_jax.encoder import read_vectors
 from fame_jax.errors import UserError
 from fame_jax.models.build import initial
+from fame_jax.models.items import ItemModel
 from fame_jax.run import TRAINED, Run, label, machine, ranker
 from fame_jax.screen import table
 
@@ -116,7 +117,8 @@ def _popularity(run: Run) -> dict[tuple[str, str], judge.Ranks]:
     query_D, item_VD = judge.popularity(items, run.data.num_items)
     return {
         ('popularity', split): judge.rank_users(
-            _everyone_alike, query_D, item_VD, run.held[split], run.data.num_users
+            *(_everyone_alike, query_D, item_VD, run.held[split], run.data.num_users),
+            ItemModel.combine,
         )
         for split in SPLITS
     }

@@ -146,7 +146,7 @@ def label(config: Config, stage: str) -> str:
     model = config.model if stage == 'finetune' else (MODELS[config.model].backbone or config.model)
     module, row = MODELS[model].module, MODELS[model]
     names = {field.name for field in dataclasses.fields(module)}
-    names |= {*row.options, *row.plan_options}
+    names |= {*row.options, *row.plan_options, 'loss_positions'}
     names |= {'finetune_from'} if stage == 'finetune' else set()
     plus = config.item_init == 'text' and model in config_lib.FAMES
     names |= set() if plus else {'item_init'}

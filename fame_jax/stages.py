@@ -96,7 +96,7 @@ def _train(run: Run, stage: str, num_epochs: int, learning_rate: float) -> None:
                 optimizer=optimizer,
                 step=train.make_step(functools.partial(objective, module), optimizer),
                 key=jax.random.fold_in(key, 1),
-                epoch_of=epochs_of(run),
+                epoch_of=epochs_of(run, stage),
                 refresh=_refresh(run, stage, module, jax.random.fold_in(key, 3)),
                 validate=_validation(run, module),
                 limits=train.Limits(num_epochs, config.patience, config.checkpoint_every),
@@ -204,10 +204,10 @@ def _windows(run: Run) -> pipeline.Windows:
     return cut
 
 
-def epochs_of(run: Run) -> Callable[[int], train.Epoch]:
-    """The training data by epoch, laid out as the model wants it."""
+def epochs_of(run: Run, stage: str) -> Callable[[int], train.Epoch]:
+    """The training data by epoch, laid out as the stage's model wants it."""
     config, cut = run.config, _windows(run)
-    layout = MODELS[config.model].layout
+    layout = MODELS[run.name(stage)].layout
     one_row = config.max_length + (layout == 'cloze')
     packed = config.packed and layout != 'prefixes'
 
@@ -232,7 +232,7 @@ def _refresh(run: Run, stage: str, module: Any, key: Array) -> Callable[[Tree, i
     refresh = MODELS[run.name(stage)].refresh
     if refresh is None:
         return lambda params, epoch: params
-    epoch_of = epochs_of(run)
+    epoch_of = epochs_of(run, stage)
 
     def before(params: Tree, epoch: int) -> Tree:
         return refresh(module, params, epoch_of(epoch).batches, jax.random.fold_in(key, epoch))

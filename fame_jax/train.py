@@ -208,6 +208,7 @@ def fit(
     # 2. Epochs.
     with listening() as heard:
         while not progress.finished:
+            started = time.monotonic()
             data = epoch_of(progress.epoch)
             if progress.data is not None:
                 data.batches.set_state(progress.data)
@@ -233,9 +234,9 @@ def fit(
                     add_loss(progress, pending, stage)
                     pending = None
                     progress.data = data.batches.get_state()
-                    progress.seconds += time.monotonic() - began
+                    progress.seconds += time.monotonic() - started
                     save()
-                    progress.seconds -= time.monotonic() - began
+                    progress.seconds -= time.monotonic() - started
                     if heard:
                         screen.close()
                         raise Interrupted(heard[0], stage, progress.step)
@@ -259,7 +260,7 @@ def fit(
             metrics.append(**at, split='validation', **values)
             scalars(stage, progress.step, {'train/loss': loss, 'train/histories_per_second': rate})
             scalars(stage, progress.step, {f'validation/{k}': v for k, v in values.items()})
-            progress.seconds += time.monotonic() - began
+            progress.seconds += time.monotonic() - started
             progress.data, progress.loss_sum, progress.loss_count = None, 0.0, 0.0
             progress.finished = progress.stale >= limits.patience or progress.epoch >= limits.epochs
             save()

@@ -119,6 +119,10 @@ def scores_of_first(params, tokens_BL, positions_BL, segments_BL):
     return params[tokens_BL[:, -1:]]
 
 
+def only(score_BQV):
+    return score_BQV[:, 0]
+
+
 def held(histories, targets, max_length=8, users=2):
     items = np.array([item for history in histories for item in history], np.int32)
     offsets = np.cumsum([0, *map(len, histories)], dtype=np.int64)
@@ -130,7 +134,7 @@ def judge(table_VD, histories, targets, **about):
     table_VD = jnp.asarray(table_VD, jnp.float32)
     item_VD = jnp.eye(table_VD.shape[1])
     chunks = held(histories, targets, **about)
-    return evaluate.rank_users(scores_of_first, table_VD, item_VD, chunks, len(histories))
+    return evaluate.rank_users(scores_of_first, table_VD, item_VD, chunks, len(histories), only)
 
 
 def a_table():
@@ -184,7 +188,7 @@ def test_a_nan_where_no_item_stands_is_none():
         return jnp.ones((len(tokens_BL), 1, 1))
 
     item_VD = jnp.array([[float('nan')], [3.0], [2.0], [1.0]])
-    ranks = evaluate.rank_users(encode, None, item_VD, held([[1], [2]], [3, 3]), 2)
+    ranks = evaluate.rank_users(encode, None, item_VD, held([[1], [2]], [3, 3]), 2, only)
     assert ranks.unmasked.tolist() == [3, 3]
     assert ranks.masked.tolist() == [2, 2]
 
@@ -266,6 +270,6 @@ def test_the_floor_of_popularity():
         return jnp.broadcast_to(params[None, None], (len(tokens_BL), 1, 1))
 
     chunks = held([[1, 3], [3, 4], [1, 3]], [4, 1, 2])
-    ranks = evaluate.rank_users(encode, query_D, item_VD, chunks, 3)
+    ranks = evaluate.rank_users(encode, query_D, item_VD, chunks, 3, only)
     assert ranks.unmasked.tolist() == [3, 2, 5]
     assert ranks.masked.tolist() == [1, 1, 3]

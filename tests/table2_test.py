@@ -139,3 +139,26 @@ def test_what_is_left_is_the_table_in_four_files(tmp_path, capsys):
         'python -m benchmarks.table2 --datasets=toys --models=sasrec,fame --seeds=0,1'
     )
     assert (tmp_path / 'table2.md').read_text() == table_page.markdown(told)
+
+
+@pytest.mark.parametrize(
+    'extra, told',
+    [
+        ('--seed=3', 'seed is what tells the runs apart'),
+        ('--dropout=0.1 --model=core', 'model is what tells the runs apart'),
+        ('--workdir=elsewhere', 'workdir is'),
+        ("'", 'No closing quotation'),
+    ],
+)
+def test_what_extra_may_not_say(tmp_path, capsys, extra, told):
+    assert table2.main(options(tmp_path, f'--extra={extra}'), Fake(tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert told in err and err.count('\n') == 1
+
+
+def test_a_table_of_what_is_there_refuses_runs_of_other_flags(tmp_path, capsys):
+    finish(tmp_path, 'sasrec', 0, ranks=[1, 2, 3])
+    (tmp_path / 'toys' / 'sasrec_seed0' / 'flags.cfg').write_text('--model=sasrec\n--width=32\n')
+    flags = options(tmp_path, '--only_table', '--models=sasrec', '--seeds=0')
+    assert table2.main(flags) == 2
+    assert 'was run with other flags' in capsys.readouterr().err

@@ -84,12 +84,13 @@ def test_machines_are_told_apart_and_so_are_runs_beside_each_other(tmp_path):
     finish(tmp_path, 'core', 0)
     finish(tmp_path, 'core', 1, machine=MACHINE | {'date': '2026-11-22'})
     finish(tmp_path, 'duorec', 0, machine=other)
-    (tmp_path / 'toys' / 'core_seed1' / 'command.json').write_text('{"command": "c", "jobs": 4}')
+    told = '{"command": "c", "jobs": 4, "load": 2.5}'
+    (tmp_path / 'toys' / 'core_seed1' / 'command.json').write_text(told)
     text = page(tmp_path, '--models=core,duorec', '--seeds=0,1')
     assert 'Machine of CORE: 1 x cpu, 2 cores, ' in text
     assert '; 2026-11-21 to 2026-11-22.\n' in text
     assert 'Machine of DuoRec: 1 x cpu, 16 cores, ' in text and '; 2026-11-23.\n' in text
-    assert 'up to 4 runs at a time' in text
+    assert 'up to 4 of these runs at a time, and a load of up to 2.5 when one began' in text
 
 
 def test_remarks_are_numbered_and_stand_below(tmp_path):

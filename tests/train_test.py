@@ -106,12 +106,12 @@ def test_a_stage_compiles_its_step_once(tmp_path):
     stages.prepare(run)
     step, state = first_step('sasrec', config, run.data.num_items)
     for epoch in range(2):
-        for batch in stages.epochs_of(run)(epoch).batches:
+        for batch in stages.epochs_of(run, 'pretrain')(epoch).batches:
             state, _ = step(state, batch, jax.random.key(0))
     assert step._cache_size() == 1
 
 
-def fit(tmp_path, losses, validation, epochs=10, patience=2):
+def fit(tmp_path, losses, validation, epochs=10, patience=2, refresh=lambda params, epoch: params):
     """The loop with a make-believe step: loss and validation come from lists."""
     losses, validation = iter(losses), iter(validation)
 
@@ -141,6 +141,7 @@ def fit(tmp_path, losses, validation, epochs=10, patience=2):
             step=step,
             key=jax.random.key(0),
             epoch_of=lambda epoch: train.Epoch(Batches(), 1, 1),
+            refresh=refresh,
             validate=lambda params: {'ndcg@20': next(validation), 'hr@10': 0.0},
             limits=train.Limits(epochs, patience, 0),
             checkpoints=checkpoints,
@@ -159,6 +160,18 @@ def test_patience_counts_epochs_without_a_better_validation(tmp_path):
     lines = [json.loads(x) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert [x['ndcg@20'] for x in lines if x['split'] == 'validation'] == [0.0, 0.1, 0.3, 0.2, 0.3]
     assert [x['epoch'] for x in lines if x['split'] == 'train'] == [1, 2, 3, 4]
+
+
+def test_what_no_gradient_moves_is_refreshed_before_each_epoch(tmp_path):
+    seen = []
+
+    def refresh(params, epoch):
+        seen.append(epoch)
+        return {'w': params['w'] + 1}
+
+    best, _ = fit(tmp_path, [1] * 3, [0.0, 0.1, 0.2, 0.3], epochs=3, refresh=refresh)
+    assert seen == [0, 1, 2]
+    assert best['w'].tolist() == [3, 3]
 
 
 def test_no_epochs_leave_what_it_started_from(tmp_path):

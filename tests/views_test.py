@@ -271,3 +271,24 @@ def test_a_term_enters_by_its_mean():
     assert count == 4
     total, count = views.add_term((np.float32(6), np.float32(4)), (np.float32(0), np.float32(0)), 2)
     assert (total, count) == (6, 4)
+
+
+def test_the_operators_of_a_pair_are_drawn_apart():
+    """Where a crop begins tells nothing of which item the other view has masked."""
+    number = 2000
+    tokens_BL = np.tile(np.arange(1, 5, dtype=np.int32), (number, 1))
+    fields = tokens_BL, tokens_BL - 1, np.ones_like(tokens_BL)
+    operators = (
+        functools.partial(views.crop, share=0.5),
+        functools.partial(views.mask, share=0.3, mask_id=9),
+    )
+    one, other = quick_jit(lambda key: views.two_views(key, fields, operators, different=True))(
+        new_key(0)
+    )
+    # Which of the two views is the crop is drawn as well.
+    cropped_B = (np.asarray(one[2]) == 0).any(axis=1)
+    crop_BL = np.where(cropped_B[:, None], one[2], other[2])
+    masked_BL = np.where(cropped_B[:, None], other[0], one[0]) == 9
+    assert masked_BL.sum(axis=1).tolist() == [1] * number
+    inside = np.mean((crop_BL > 0)[masked_BL])
+    assert abs(inside - 0.5) < 4 * 0.5 / number**0.5  # two of four items are in the crop

@@ -24,7 +24,7 @@ def add(
 
     A step has as many companion rows as rows of its own; a companion that finds no room in them is
     left out, a long one more often. Prefixes drawn by their target come from long histories more
-    often than from short ones: of the Amazon sets a tenth is left out, of MovieLens nothing.
+    often than from short ones: of Amazon's Toys an eighth is left out, of MovieLens nothing.
 
     Args:
       rows: what `lay_out` made of the windows, steps end to end.

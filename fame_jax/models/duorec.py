@@ -58,7 +58,8 @@ def contrast_pairs(
     own = batch.tokens_BL, batch.positions_BL, batch.segments_BL
     pair = batch.pair_tokens_BL, batch.pair_positions_BL, batch.pair_segments_BL
     anchor_T = batch.anchor_BL.reshape(-1)
-    (end_A,) = jnp.nonzero(anchor_T >= 0, size=contrast_anchors, fill_value=-1)
+    size = min(contrast_anchors, anchor_T.size)
+    (end_A,) = jnp.nonzero(anchor_T >= 0, size=size, fill_value=-1)
     h_TD, pair_TD = views.encode(module, params, dropout_key, own, pair)
     term = losses.two_view_contrast(
         h_TD[anchor_T[end_A]], pair_TD[end_A], end_A >= 0, contrast_temperature

@@ -88,17 +88,21 @@ def two_views(
       The fields of one view and of the other.
     """
     one_key, other_key, choice_key, step_key = jax.random.split(key, 4)
+
+    def all_drawn(key: Array) -> list[Fields]:
+        keys = jax.random.split(key, len(operators))
+        return [operator(key, *fields) for operator, key in zip(operators, keys)]
+
     first_BL, _ = runs(fields[2])
     number_BL = jnp.full_like(first_BL, len(operators))
     one_BL = draw(choice_key, first_BL, number_BL)
-    drawn = [operator(one_key, *fields) for operator in operators]
+    drawn = all_drawn(one_key)
     if different:
-        # What both views take from `drawn` is of different operators, hence drawn apart.
+        # What both views take from `drawn` is of different operators, each with a key of its own.
         other_BL = (one_BL + 1 + draw(step_key, first_BL, number_BL - 1)) % number_BL
         return select(one_BL, drawn), select(other_BL, drawn)
     other_BL = draw(step_key, first_BL, number_BL)
-    drawn_again = [operator(other_key, *fields) for operator in operators]
-    return select(one_BL, drawn), select(other_BL, drawn_again)
+    return select(one_BL, drawn), select(other_BL, all_drawn(other_key))
 
 
 def ends(segments_BL: Array, size: int) -> tuple[Array, Array]:
@@ -108,7 +112,7 @@ def ends(segments_BL: Array, size: int) -> tuple[Array, Array]:
 
     Args:
       segments_BL: int32, which history of the row, ascending, 0 for padding, also within one.
-      size: A, how many are found at the most; the others are left out.
+      size: A, how many are found at the most; the others are left out. A is B L at the most.
 
     Returns:
       index_A, int32, 0 where there is none, and real_A, bool.
@@ -118,7 +122,7 @@ def ends(segments_BL: Array, size: int) -> tuple[Array, Array]:
     ahead_BL = jnp.where(segments_BL > 0, segments_BL, none)[:, 1:]
     next_BL = jax.lax.cummin(jnp.pad(ahead_BL, ((0, 0), (0, 1)), constant_values=none), 1, True)
     end_T = ((segments_BL > 0) & (segments_BL != next_BL)).reshape(-1)
-    (index_A,) = jnp.nonzero(end_T, size=size, fill_value=-1)
+    (index_A,) = jnp.nonzero(end_T, size=min(size, end_T.size), fill_value=-1)
     return jnp.maximum(index_A, 0), index_A >= 0
 
 
