@@ -93,7 +93,14 @@ def test_a_few_steps_are_finite_and_move_every_parameter(model, dtype, tmp_path)
     assert ranks.unmasked.min() >= 1 and ranks.unmasked.max() <= run.data.num_items
 
 
-@pytest.mark.parametrize('model', ALONE)
+# One of each layout, and the one with a refresh; the others resume alike and take minutes more.
+RESUMED = ('gru4rec', 'bert4rec', 'duorec', 'iclrec', 'miasrec')
+
+
+@pytest.mark.parametrize(
+    'model',
+    [name if name in RESUMED else pytest.param(name, marks=pytest.mark.slow) for name in ALONE],
+)
 def test_a_run_stopped_inside_an_epoch_ends_as_if_it_had_not_been(model, tmp_path, monkeypatch):
     world = ['--synthetic_users=60', '--synthetic_items=40', '--pretrain_epochs=2']
     world += [f'--compilation_cache={tmp_path / "xla"}', '--checkpoint_every=2']

@@ -129,7 +129,10 @@ FLAGS = {
     'an unknown choice': (['--positions=absolute'], ['--positions=absolute']),
     'rows shorter than histories': (['--row_length=4'], ['--row_length=4', '--max_length=10']),
     'experts that stay alike': (['--expert_noise=0'], ['--expert_noise']),
-    'SASRec to fine-tune': (['--model=sasrec'], ['--model=sasrec', '--stages=']),
+    'SASRec to fine-tune': (
+        ['--model=sasrec', '--stages=finetune'],
+        ['--model=sasrec', '--stages='],
+    ),
     'a word that is no flag': (['experiments/toys.cfg'], ['experiments/toys.cfg', 'not a flag']),
     'a flag file that is not there': (['--flagfile=none.cfg'], ['none.cfg']),
     'a flag file that is a folder': (['--flagfile=.'], ['Is a directory']),

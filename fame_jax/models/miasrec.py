@@ -135,7 +135,7 @@ class MiaSRec(ItemModel):
         count_BL = (tokens_BL[:, :, None] == tokens_BL[:, None, :]).sum(axis=2)
         count_BQ = jnp.pad(count_BL, ((0, 0), (1, 0)), constant_values=1)
         count_BQD = self.count_table[jnp.minimum(count_BQ, MAX_COUNT) - 1]
-        place_1QD = self.position_table[None, : x_BQD.shape[1]]
+        place_1QD = self.position_table[jnp.arange(x_BQD.shape[1])][None]
         x_BQD = self.input_norm(x_BQD + (place_1QD + count_BQD).astype(self.dtype))
         return self.drop(x_BQD, train=train)
 
