@@ -93,7 +93,7 @@ def test_a_few_steps_are_finite_and_move_every_parameter(model, dtype, tmp_path)
     assert ranks.unmasked.min() >= 1 and ranks.unmasked.max() <= run.data.num_items
 
 
-# One of each layout but the common one, which resume_test has; the others resume alike and take minutes more.
+# One of each layout but the common one, which resume_test has; the others take minutes more.
 RESUMED = ('bert4rec', 'duorec', 'iclrec', 'miasrec')
 
 
