@@ -244,7 +244,7 @@ class Config:
         7, "atten_mixer: queries, of a history's last 1, 2, ... items.", low=1, high=1000
     )
     pooling_norm: float = _field(4.0, 'atten_mixer: p of its pooling.', low=1, high=64)
-    order: int = _field(3, 'msgifsr: items in its longest units.', low=1, high=64)
+    order: int = _field(1, 'msgifsr: items in its longest units.', low=1, high=64)
     entmax_alpha: float = _field(1.5, 'miasrec: 1 softmax, 1.5 entmax, 2 sparsemax.', low=1, high=2)
     highest_weight: float = _field(
         0.9, 'miasrec: of the highest score beside the mean.', low=0, high=1

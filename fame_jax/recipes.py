@@ -33,10 +33,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         'dropout': 0.1,
         'item_dropout': 0.1,
     },
-    # start.sh of the authors, whose units are of one item; the paper's longer ones are --order=3.
+    # The authors' script, but for their width; its units are of one item, the default of --order.
     'msgifsr': {
         'stages': ALONE,
-        'order': 1,
         'num_blocks': 1,
         'temperature': 1 / 12,
         'num_heads': 8,
