@@ -8,7 +8,10 @@ ours, and selected otherwise: SSLRec, MSGIFSR and Atten-Mixer choose their epoch
 import math
 from typing import Any, NamedTuple
 
-PAPER = "FAME's Table 2 (arXiv 2411.01457)"
+from fame_jax import published
+from fame_jax.published import read
+
+PAPER = published.NAME
 S3REC = 'CIKM2020-S3Rec, all_rank.PNG'
 ICSREC = 'README of ICSRec'
 RECBOARD = 'RecBoard'
@@ -16,9 +19,6 @@ ESASREC_REPORTED = "README of eSASRec's benchmark, column Reported"
 
 UNTOLD = 'masking not told'
 ZERO = 'masked (seen items score 0)'  # above an unseen item whose score is negative
-
-# HR@5, HR@10, HR@20, NDCG@5, NDCG@10, NDCG@20; - where nothing is printed.
-COLUMNS = ('hr@5', 'hr@10', 'hr@20', 'ndcg@5', 'ndcg@10', 'ndcg@20')
 
 
 class Source(NamedTuple):
@@ -31,89 +31,8 @@ class Source(NamedTuple):
     figures: dict[str, str]
 
 
-def _paper(model: str, beauty: str, sports: str, toys: str, ml20m: str) -> Source:
-    figures = {'beauty': beauty, 'sports': sports, 'toys': toys, 'ml-20m': ml20m}
-    return Source(model, PAPER, UNTOLD, '', figures)
-
-
 SOURCES = (
-    _paper(
-        'gru4rec',
-        '.0408 .0623 .0895 .0273 .0342 .0410',
-        '.0210 .0339 .0527 .0136 .0178 .0225',
-        '.0369 .0524 .0760 .0247 .0296 .0356',
-        '.1365 .2052 .2981 .0927 .1148 .1382',
-    ),
-    _paper(  # the authors' own code, and so BCE
-        'sasrec_bce',
-        '.0508 .0761 .1057 .0318 .0400 .0474',
-        '.0266 .0412 .0618 .0158 .0205 .0256',
-        '.0489 .0676 .0908 .0329 .0389 .0448',
-        '.1305 .2016 .2996 .0858 .1086 .1333',
-    ),
-    _paper(
-        'bert4rec',
-        '.0510 .0745 .1075 .0343 .0419 .0502',
-        '.0252 .0395 .0607 .0166 .0212 .0265',
-        '.0464 .0677 .0968 .0322 .0391 .0464',
-        '.1446 .2172 .3132 .0964 .1197 .1438',
-    ),
-    _paper(
-        'core',
-        '.0331 .0664 .1071 .0164 .0271 .0373',
-        '.0150 .0342 .0609 .0072 .0134 .0201',
-        '.0338 .0699 .1114 .0158 .0274 .0378',
-        '.0655 .1312 .2251 .0347 .0558 .0794',
-    ),
-    _paper(
-        'cl4srec',
-        '.0623 .0877 .1195 .0440 .0521 .0601',
-        '.0338 .0498 .0723 .0235 .0287 .0344',
-        '.0658 .0912 .1209 .0470 .0552 .0627',
-        '.1205 .1853 .2760 .0804 .1012 .1240',
-    ),
-    _paper(
-        'iclrec',
-        '.0664 .0918 .1252 .0480 .0562 .0646',
-        '.0384 .0543 .0753 .0266 .0317 .0370',
-        '.0792 .1043 .1382 .0579 .0660 .0745',
-        '.1380 .2070 .2997 .0927 .1149 .1382',
-    ),
-    _paper(
-        'duorec',
-        '.0504 .0691 .0912 .0363 .0424 .0479',
-        '.0225 .0327 .0476 .0161 .0193 .0231',
-        '.0481 .0666 .0879 .0356 .0415 .0469',
-        '.1458 .2164 .3108 .0986 .1212 .1450',
-    ),
-    _paper(
-        'atten_mixer',
-        '.0507 .0752 .1033 .0350 .0421 .0504',
-        '.0217 .0321 .0469 .0165 .0188 .0235',
-        '.0565 .0819 .1099 .0403 .0481 .0574',
-        '.1325 .2022 .2994 .0899 .1121 .1334',
-    ),
-    _paper(
-        'msgifsr',
-        '.0518 .0771 .1105 .0344 .0429 .0508',
-        '.0268 .0425 .0634 .0171 .0221 .0279',
-        '.0576 .0831 .1150 .0407 .0492 .0577',
-        '.1303 .2013 .2978 .0844 .1119 .1357',
-    ),
-    _paper(
-        'miasrec',
-        '.0524 .0795 .1125 .0362 .0449 .0532',
-        '.0270 .0435 .0651 .0180 .0233 .0288',
-        '.0581 .0828 .1143 .0408 .0488 .0567',
-        '.1367 .2071 .3021 .0918 .1144 .1383',
-    ),
-    _paper(
-        'fame',
-        '.0710 .0978 .1345 .0508 .0593 .0687',
-        '.0400 .0580 .0820 .0277 .0337 .0402',
-        '.0820 .1065 .1409 .0603 .0681 .0759',
-        '.1538 .2246 .3230 .1046 .1276 .1513',
-    ),
+    *(Source(model, PAPER, UNTOLD, '', figures) for model, figures in published.TABLE2.items()),
     Source(
         *('gru4rec', S3REC, ZERO, ''),
         {
@@ -228,16 +147,6 @@ SOURCES = (
     ),
 )
 
-# Remarks on single rows, by place, model and data set; '' is every data set.
-REMARKS = {
-    (PAPER, 'atten_mixer', 'toys'): 'the paper prints NDCG .403 .481 .574, ten times what is meant',
-    (PAPER, 'sasrec_bce', ''): "by SASRec's own code, and so trained with BCE",
-    **{
-        (PAPER, 'iclrec', dataset): "far above what ICLRec's own README reports of its scripts"
-        for dataset in ('beauty', 'sports', 'toys')
-    },
-}
-OTHER_DATA = "the paper's selection of ML-20M is not this one: not to be compared"
 TOLERANCE = 1.2e-4  # four printed decimals, four times
 
 
@@ -269,12 +178,6 @@ def rows(model: str, dataset: str, protocol: str) -> list[dict[str, Any]]:
     ]
 
 
-def read(figures: str) -> dict[str, float]:
-    """'.1 - .2 .05 - .07' as a dict of the metrics that are printed."""
-    pairs = zip(COLUMNS, figures.split(), strict=True)
-    return {metric: float(figure) for metric, figure in pairs if figure != '-'}
-
-
 def impossible(values: dict[str, float]) -> list[str]:
     """Where NDCG and HR of a row contradict each other, whatever the ranks were.
 
@@ -300,9 +203,8 @@ def impossible(values: dict[str, float]) -> list[str]:
 
 
 def _remarks(source: Source, dataset: str) -> list[str]:
-    of_row = [REMARKS.get((source.place, source.model, about)) for about in ('', dataset)]
-    other = [OTHER_DATA] if dataset == 'ml-20m' else []
-    return [*filter(None, of_row), *impossible(read(source.figures[dataset])), *other]
+    of_row = published.remarks(source.model, dataset) if source.place == PAPER else []
+    return [*of_row, *impossible(read(source.figures[dataset]))]
 
 
 def short(value: float) -> str:

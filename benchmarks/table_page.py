@@ -30,7 +30,7 @@ def _dataset_text(dataset: str, found: Mapping[str, Any]) -> list[str]:
         parts += [f'### {protocol.capitalize()}\n', *_table(found, protocol, remarks), '']
     parts += [f'[{n}] {remark}.\n' for remark, n in remarks.items()]
     parts += _significance_text(found)
-    parts += _machine_text(found['rows'])
+    parts += machine_text(found['rows'])
     if found['missing']:
         parts.append(f'Not done: {", ".join(found["missing"])}.\n')
     return parts
@@ -39,35 +39,37 @@ def _dataset_text(dataset: str, found: Mapping[str, Any]) -> list[str]:
 def _table(found: Mapping[str, Any], protocol: str, remarks: dict[str, int]) -> list[str]:
     """The lines of one table; its remarks are added to those that have a number."""
     head = ('model', 'seeds', *(m.upper() for m in METRICS), 'epochs', 'seconds', 'parameters')
-    floor = (_figure(found['popularity'][protocol][metric]) for metric in METRICS)
-    lines = [_line(head), '|---' * len(head) + '|', _line(('popularity', '', *floor, '', '', ''))]
+    floor = (figure(found['popularity'][protocol][metric]) for metric in METRICS)
+    lines = [line(head), '|---' * len(head) + '|', line(('popularity', '', *floor, '', '', ''))]
     for row in found['rows']:
-        lines.append(_line(_cells(row, protocol)))
+        lines.append(line(_cells(row, protocol)))
         for other in found['published'][protocol][row['model']]:
-            lines.append(_line(_published_cells(other, remarks)))
+            lines.append(line(_published_cells(other, remarks)))
     return lines
 
 
-def _line(cells: Iterable[str]) -> str:
+def line(cells: Iterable[str]) -> str:
+    """A line of a table."""
     return f'| {" | ".join(cells)} |'
 
 
 def _cells(row: Mapping[str, Any], protocol: str) -> list[str]:
+    figures = (figure(**row['test'][protocol][metric]) for metric in METRICS)
+    return [row['title'], str(len(row['seeds'])), *figures, *training_cells(row)]
+
+
+def training_cells(row: Mapping[str, Any]) -> list[str]:
+    """Epochs, seconds and parameters of a row."""
     seconds = f'{row["seconds"]["mean"]:,.0f}'
     if row['seconds_with_backbone']:
         seconds += f' ({row["seconds_with_backbone"]["mean"]:,.0f} with its backbone)'
     low, high = min(row['epochs']), max(row['epochs'])
-    return [
-        row['title'],
-        str(len(row['seeds'])),
-        *(_figure(**row['test'][protocol][metric]) for metric in METRICS),
-        f'{low}' if low == high else f'{low} to {high}',
-        seconds,
-        f'{row["parameters"]:,}',
-    ]
+    epochs = f'{low}' if low == high else f'{low} to {high}'
+    return [epochs, seconds, f'{row["parameters"]:,}']
 
 
-def _figure(mean: float, sd: float | None = None, **_: Any) -> str:
+def figure(mean: float, sd: float | None = None, **_: Any) -> str:
+    """A figure, with its deviation where there is one."""
     return published.short(mean) + ('' if sd is None else f' ± {published.short(sd)}')
 
 
@@ -93,12 +95,12 @@ def _significance_text(found: Mapping[str, Any]) -> list[str]:
         f'{any_test["users"]:,} users, each with the mean of its NDCG over the seeds {seeds}; '
         f'users resampled {tests["resamples"]:,} times in pairs, seeds not; '
         "Wilcoxon's signed-rank test, two-sided.\n",
-        _line(('', 'FAME', title, 'difference', '95 % interval', 'p')),
+        line(('', 'FAME', title, 'difference', '95 % interval', 'p')),
         '|---' * 6 + '|',
     ]
     for protocol in judge.PROTOCOLS:
         for metric, of_model in tests[protocol].items():
-            lines.append(_line((f'{protocol} {metric.upper()}', *_test_cells(of_model[best]))))
+            lines.append(line((f'{protocol} {metric.upper()}', *_test_cells(of_model[best]))))
     return [*lines, '']
 
 
@@ -115,7 +117,7 @@ def _signed(value: float) -> str:
     return f'{value:+.4f}'.replace('0.', '.', 1)
 
 
-def _machine_text(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def machine_text(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence a machine: what it is, which models it trained, and when."""
     titles: dict[str, list[str]] = {}
     dates: dict[str, set[str]] = {}

@@ -1,6 +1,6 @@
 """Table 2 as a picture: every model a line, every data set a row of panels."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ def draw(table: Mapping[str, Any], path: Path) -> None:
                 axes.set_title(f'{plots.plain(dataset, 30)}, {protocol}', fontsize='medium')
         for axes in grid[-1]:
             axes.set_xlabel('test NDCG@10')
-        handles = {label: h for axes in grid.ravel() for h, label in _legend(axes)}
-        figure.legend(handles.values(), handles, loc='outside lower center', ncols=3, frameon=False)
+        legend_below(figure, grid.ravel())
 
 
-def _legend(axes: Any) -> list[tuple[Any, str]]:
-    return list(zip(*axes.get_legend_handles_labels()))
+def legend_below(figure: Any, panels: Iterable[Any]) -> None:
+    """One legend for all panels; what several show stands there once."""
+    pairs = [pair for axes in panels for pair in zip(*axes.get_legend_handles_labels())]
+    handles = {label: handle for handle, label in pairs}
+    figure.legend(handles.values(), handles, loc='outside lower center', ncols=3, frameon=False)
 
 
 def _panel(axes: Any, found: Mapping[str, Any], protocol: str) -> None:

@@ -44,20 +44,30 @@ def collect(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _dataset(dataset: str, done: Sequence[Run]) -> dict[str, Any]:
+def read(done: Sequence[Run]) -> dict[Run, Any]:
+    """What results.json says of each finished run.
+
+    Raises:
+      UserError: when two of them are of different data.
+    """
     told = {run: records.read_json(run.workdir / 'results.json') for run in done}
-    card = told[done[0]]['card']['dataset']
-    for run, found in told.items():
-        if found['card']['dataset']['fingerprint'] != card['fingerprint']:
+    prints = {run: found['card']['dataset']['fingerprint'] for run, found in told.items()}
+    for run in done:
+        if prints[run] != prints[done[0]]:
             raise UserError(
                 f'{run.workdir} and {done[0].workdir} are of different data; remove one of them'
             )
+    return told
+
+
+def _dataset(dataset: str, done: Sequence[Run]) -> dict[str, Any]:
+    told = read(done)
     of_model: dict[str, dict[Run, Any]] = {model: {} for model in MODELS}
     for run in sorted(done, key=lambda run: run.seed):
         of_model[run.model][run] = told[run]
-    rows = [_row(model, found) for model, found in of_model.items() if found]
+    rows = [row_of(model, found) for model, found in of_model.items() if found]
     return {
-        'card': card,
+        'card': told[done[0]]['card']['dataset'],
         'popularity': told[done[0]]['results']['popularity']['test'],
         'rows': rows,
         'published': {
@@ -68,8 +78,8 @@ def _dataset(dataset: str, done: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _row(model: str, found: Mapping[Run, Any]) -> dict[str, Any]:
-    """A model's figures over its seeds."""
+def row_of(model: str, found: Mapping[Run, Any]) -> dict[str, Any]:
+    """A model's figures over its seeds, of one run each, as `read` has them."""
     stage = MODELS[model].stage
     results = [told['results'][stage] for told in found.values()]
     about = [told['card']['stages'][stage] for told in found.values()]

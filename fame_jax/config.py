@@ -11,7 +11,9 @@ from absl import flags
 from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.recipes import RECIPES
 
-STAGES = ('prepare', 'text', 'pretrain', 'finetune', 'evaluate')
+# Those that make a run, and those that make use of one.
+MAKING = ('prepare', 'text', 'pretrain', 'finetune', 'evaluate')
+STAGES = (*MAKING, 'recommend', 'explain', 'export', 'report')
 
 
 # Models that grow out of a backbone.
@@ -28,9 +30,9 @@ class Config:
     """One run, flat and frozen. A `runtime` field does not change what the run computes."""
 
     stages: tuple[str, ...] = _field(
-        tuple(stage for stage in STAGES if stage != 'text'),
+        tuple(stage for stage in MAKING if stage != 'text'),
         'What to do, in this order; a stage that the workdir holds finished is skipped. text, of '
-        'FAME+, comes after prepare.',
+        'FAME+, comes after prepare; the last four make use of a trained run.',
         choices=STAGES,
         runtime=True,
         section='The run',
@@ -305,6 +307,47 @@ class Config:
     eval_users: int = _field(
         1024, 'Users ranked at a time.', low=1, high=1_000_000, runtime=True, section='Judging'
     )
+
+    histories: str = _field(
+        '',
+        'recommend, explain: file with a history a line, {"user": "ann", "items": ["7", "12"]} or '
+        '["7", "12"], the oldest item first; .gz too. Empty: the users of the data set.',
+        runtime=True,
+        section='Using a trained run',
+    )
+    recommendations: str = _field(
+        '',
+        'recommend: what to write, .jsonl or .parquet; empty: WORKDIR/recommendations.jsonl.',
+        runtime=True,
+    )
+    top_k: int = _field(20, 'Length of each list.', low=1, high=1_000_000, runtime=True)
+    filter_seen: bool = _field(
+        True, 'The items of a history are not recommended to it.', runtime=True
+    )
+    allow_items: str = _field(
+        '', 'File with an item a line: these alone may be recommended.', runtime=True
+    )
+    deny_items: str = _field(
+        '', 'File with an item a line: these may not be recommended.', runtime=True
+    )
+    titles: str = _field(
+        '',
+        "File of the items' titles, in the forms of --items; empty: --items, or what lies beside "
+        'the data set.',
+        runtime=True,
+    )
+    user: str = _field(
+        '',
+        'explain: a user of the data set, whose last item is then to be guessed; empty: the first.',
+        runtime=True,
+    )
+    explanation: str = _field(
+        '',
+        'explain: what to write, without .json and .svg; empty: WORKDIR/explanation.',
+        runtime=True,
+    )
+    export: str = _field('', 'export: folder to write; empty: WORKDIR/export.', runtime=True)
+    report: str = _field('', 'report: page to write; empty: WORKDIR/report.html.', runtime=True)
 
     progress: str = _field(
         'auto',

@@ -75,11 +75,19 @@ def _rank_rows(
 def scores(query_BQD: Array, item_VD: Array, combine: Callable[[Array], Array]) -> Array:
     """Each item's score, float32 [B, V], a few histories at a time where they have many queries."""
 
-    def one(query_QD: Array) -> Array:
-        score_QV = jnp.einsum('QD,VD->QV', query_QD, item_VD, preferred_element_type=jnp.float32)
-        return combine(score_QV[None])[0]
+    def some(query_BQD: Array) -> Array:
+        return combine(
+            jnp.einsum('BQD,VD->BQV', query_BQD, item_VD, preferred_element_type=jnp.float32)
+        )
 
-    return jax.lax.map(one, query_BQD, batch_size=max(1, QUERIES_AT_A_TIME // query_BQD.shape[1]))
+    rows, queries, width = query_BQD.shape
+    size = max(1, QUERIES_AT_A_TIME // queries)
+    if rows <= size:
+        return some(query_BQD)
+    # By hand and not by vmap, under which an exported `combine` cannot be called.
+    parts_NBQD = jnp.pad(query_BQD, ((0, -rows % size), (0, 0), (0, 0)))
+    parts_NBQD = parts_NBQD.reshape(-1, size, queries, width)
+    return jax.lax.map(some, parts_NBQD).reshape(-1, len(item_VD))[:rows]
 
 
 def rank_users(

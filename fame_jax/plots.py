@@ -17,6 +17,7 @@ import numpy as np
 
 from fame_jax import records
 from fame_jax.errors import UserError
+from fame_jax.letters import plain
 
 # matplotlib takes a second to import, so that only those who draw wait for it.
 
@@ -43,6 +44,10 @@ MARKS = (
     ('#8A5A00', '*'),
 )
 GREY = '#D4D4D4'
+HIT = {'facecolor': '#FBE3A1', 'edgecolor': 'none', 'pad': 1.5}
+
+# Of an explanation: items of the history, lists side by side, recommended items across.
+ROWS, LISTS, COLUMNS = 50, 4, 12
 
 
 def heads_by_facets(stages: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -103,12 +108,6 @@ def item_map(
         for axes, (facet, of_items) in zip(grid, labels.items()):
             _scatter(axes, xy, [_names(of_item) for of_item in of_items])
             axes.set_title(plain(facet, 50), fontsize='medium')
-
-
-def plain(name: str, most: int) -> str:
-    """A name in one line of at most so many letters, without what is no letter in a file."""
-    line = ' '.join(''.join(c if c.isprintable() else ' ' for c in str(name)).split())
-    return line if len(line) <= most else line[: most - 1].rstrip() + '…'
 
 
 @contextlib.contextmanager
@@ -197,3 +196,142 @@ def _scatter(axes: Any, xy: np.ndarray, names: list[list[str]]) -> None:
     )
     for handle in legend.legend_handles:
         handle.set_rasterized(False)
+
+
+def explanation(found: Mapping[str, Any], path: Path) -> None:
+    """Draws why these items: what each expert of each head attends to, and each head's list.
+
+    For a model without heads: how the score of each item changes without each of the history.
+
+    Args:
+      found: what `explain.explain` returns, without a fallback; of a long history the last items
+        are drawn.
+      path: .svg or .png; readable at 1200 pixels.
+
+    Raises:
+      UserError: for another suffix, or when it cannot be written.
+    """
+    rows = min(len(found['history']), ROWS)
+    if 'heads' not in found:
+        with picture(path, (12, 3.4 + 0.24 * rows)) as figure:
+            _without(figure.subplots(), found, rows)
+            figure.suptitle(_next(found), fontsize='medium')
+        return
+    lists = _lists(found)
+    strips = [lists[n : n + LISTS] for n in range(0, len(lists), LISTS)]
+    longest = max(len(entries) for _, entries in lists)
+    heights = [1.5 + 0.24 * rows, *[0.5 + 0.2 * longest] * len(strips)]
+    with picture(path, (12, 0.4 + sum(heights))) as figure:
+        above, *below = figure.subfigures(1 + len(strips), 1, height_ratios=heights)
+        _attention(above, found, rows)
+        for part, strip in zip(below, strips):
+            for axes, (name, entries) in zip(part.subplots(1, LISTS, squeeze=False)[0], strip):
+                _list(axes, name, entries, found['target'])
+            for axes in part.axes:
+                axes.set_axis_off()
+        figure.suptitle(_next(found), fontsize='medium')
+
+
+def _next(found: Mapping[str, Any]) -> str:
+    """What came next, for the head of a picture."""
+    target = found['target']
+    if not target:
+        return plain(found['model'], 90)
+    place = f'rank {target["rank"]:,}' if target['rank'] else 'may not be recommended'
+    return f'{plain(found["model"], 60)}. Next came {_title(target, 70)}: {place}'
+
+
+def _title(entry: Mapping[str, Any], most: int) -> str:
+    return plain(entry['title'] or entry['item'], most)
+
+
+def _lists(found: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """The list of the whole model, each head's own, and that of equal gates, by name."""
+    heads = [(f'head {h}: {x["share"]:.0%}', x['top']) for h, x in enumerate(found['heads'], 1)]
+    return [('recommended', found['recommended']), *heads, ('equal gates', found['equal_gates'])]
+
+
+def _attention(figure: Any, found: Mapping[str, Any], rows: int) -> None:
+    """The history down; across, all in all, then each head's experts under the router's weights."""
+    heads = found['heads']
+    experts = len(heads[0]['router'])
+    axes_C = figure.subplots(
+        2,
+        1 + len(heads),
+        sharey='row',
+        width_ratios=[max(1.2, experts / 6), *[experts] * len(heads)],
+        height_ratios=[1, rows],
+    )
+    most = max(np.max(np.array(head['attention'])[:, -rows:]) for head in heads)
+    carried_L1 = np.array(found['carried'])[-rows:, None]
+    axes_C[0, 0].set_axis_off()
+    axes_C[0, 0].text(1, 0.5, "router's weights", ha='right', va='center')
+    _cells(axes_C[1, 0], carried_L1, carried_L1.max(), numbers=True)
+    axes_C[1, 0].set_yticks(
+        np.arange(rows) + 0.5, [_title(item, 46) for item in found['history'][-rows:]]
+    )
+    axes_C[1, 0].set_title('attended', fontsize='medium')
+    for h, (head, axes_R) in enumerate(zip(heads, axes_C[:, 1:].T), 1):
+        router_1N = np.array([head['router']])
+        _cells(axes_R[0], router_1N, 1, numbers=experts * len(heads) <= 32)
+        _cells(axes_R[1], np.array(head['attention'])[:, -rows:].T, most, numbers=False)
+        axes_R[0].set_title(f'head {h}, gate {head["share"]:.0%}', fontsize='medium')
+        step = -(-experts * len(heads) // 32)
+        axes_R[1].set_xticks(np.arange(experts)[::step] + 0.5, np.arange(1, experts + 1)[::step])
+        axes_R[1].set_xlabel('expert')
+
+
+def _cells(axes: Any, value_RC: np.ndarray, most: float, numbers: bool) -> None:
+    """Shares as shades, from 0 to the most."""
+    axes.pcolormesh(value_RC, cmap=SHADES, vmin=0, vmax=most, edgecolors='w', linewidth=0.5)
+    for (r, c), value in np.ndenumerate(value_RC if numbers else np.zeros((0, 0))):
+        color = 'white' if value > 0.65 * most else 'black'
+        axes.text(c + 0.5, r + 0.5, _number(value), ha='center', va='center', color=color, size=8)
+    axes.set(ylim=(len(value_RC), 0), xticks=[])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _list(
+    axes: Any, name: str, entries: Sequence[Mapping[str, Any]], target: Mapping[str, Any] | None
+) -> None:
+    """One list, the best first, the target in bold on a ground of its own."""
+    axes.set(xlim=(0, 1), ylim=(len(entries) + 0.5, -0.5))
+    axes.text(0, 0, name, weight='bold', va='center')
+    for place, entry in enumerate(entries, 1):
+        hit = target is not None and entry['item'] == target['item']
+        about = {'weight': 'bold', 'bbox': HIT} if hit else {}
+        text = f'{place}  {_title(entry, 36 if hit else 40)}'
+        axes.text(0, place, text, va='center', size=8, **about)
+
+
+def _without(axes: Any, found: Mapping[str, Any], rows: int) -> None:
+    """How each recommended item's score changes without each item of the history."""
+    shown = found['recommended'][:COLUMNS]
+    change_LK = np.array([entry['without'] or [0.0] for entry in shown], float).T[-rows:]
+    most = max(float(np.abs(change_LK).max(initial=0)), 1e-9)
+    axes.pcolormesh(change_LK, cmap='RdBu', vmin=-most, vmax=most, edgecolors='w', linewidth=0.5)
+    for (r, c), value in np.ndenumerate(change_LK):
+        color = 'white' if abs(value) > 0.65 * most else 'black'
+        axes.text(
+            c + 0.5,
+            r + 0.5,
+            f'{round(value, 1) + 0.0:+.1f}',
+            ha='center',
+            va='center',
+            color=color,
+            size=8,
+        )
+    slanted = {'rotation': 30, 'ha': 'right', 'rotation_mode': 'anchor'}
+    names = [f'{place}  {_title(entry, 36)}' for place, entry in enumerate(shown, 1)]
+    axes.set_xticks(np.arange(len(shown)) + 0.5, names, **slanted)
+    axes.set_yticks(np.arange(rows) + 0.5, [_title(x, 46) for x in found['history'][-rows:]])
+    axes.set(ylim=(rows, 0))
+    axes.set_title(
+        'the only item of the history: nothing to leave out'
+        if len(found['history']) < 2
+        else 'how the score changes without the item of the history',
+        fontsize='medium',
+    )
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)

@@ -1,6 +1,5 @@
 """The verdict on a run: every stage's figures, the protocol card they need, and the table."""
 
-import functools
 import resource
 import sys
 import time
@@ -16,7 +15,6 @@ from fame_jax import item_table, plots, probe, records, train
 from fame_jax.data import sequences
 from fame_jax.encoder import read_vectors
 from fame_jax.errors import UserError
-from fame_jax.models.build import initial
 from fame_jax.models.items import ItemModel
 from fame_jax.run import TRAINED, Run, label, machine, ranker
 from fame_jax.screen import table
@@ -35,8 +33,12 @@ def evaluate(run: Run) -> None:
     ranks = _popularity(run)
     about = {}
     for stage in TRAINED:
-        if _has_checkpoint(run, stage):
-            params, progress = _best(run, stage)
+        if run.is_trained(stage):
+            params, progress = run.best(stage)
+            if not progress['finished']:
+                run.screen.say(
+                    f'evaluate: {stage} is not finished; its best epoch so far is judged'
+                )
             began = time.monotonic()
             rank = ranker(run, run.module(stage))
             ranks |= {(stage, split): rank(params, split) for split in SPLITS}
@@ -90,25 +92,6 @@ def by_target(ranks: judge.Ranks, times_seen_U: np.ndarray) -> dict[str, Any]:
         if chosen_U.any():
             found[name] |= {p: judge.metrics(getattr(ranks, p)[chosen_U]) for p in judge.PROTOCOLS}
     return found
-
-
-def _has_checkpoint(run: Run, stage: str) -> bool:
-    if not (run.folder / 'checkpoints' / stage).is_dir():
-        return False
-    with run.checkpoints(stage) as checkpoints:
-        return checkpoints.last_step() is not None
-
-
-def _best(run: Run, stage: str) -> tuple[Tree, dict[str, Any]]:
-    """The parameters of a stage's best epoch, without its optimizer, and its progress."""
-    module = run.module(stage)
-    like = jax.eval_shape(functools.partial(initial, module), jax.random.key(0))
-    with run.checkpoints(stage) as checkpoints:
-        progress = checkpoints.progress()
-        params = checkpoints.restore(best=like)['best']
-    if not progress['finished']:
-        run.screen.say(f'evaluate: {stage} is not finished; its best epoch so far is judged')
-    return params, progress
 
 
 def _popularity(run: Run) -> dict[tuple[str, str], judge.Ranks]:

@@ -19,7 +19,7 @@ from fame_jax.checkpoint import Checkpoints
 from fame_jax.config import Config
 from fame_jax.data import pipeline, sequences
 from fame_jax.errors import UserError, explain_os_errors
-from fame_jax.models.build import MODELS, build
+from fame_jax.models.build import MODELS, build, initial
 from fame_jax.recipes import RECIPES
 from fame_jax.screen import Screen
 
@@ -74,7 +74,7 @@ class Run:
         path, stages = self.folder / 'flags.cfg', self.config.stages
         if path.exists():
             stages += config_lib.read(path).stages
-        stages = tuple(stage for stage in config_lib.STAGES if stage in stages)
+        stages = tuple(stage for stage in config_lib.MAKING if stage in stages)
         text = config_lib.text(dataclasses.replace(self.config, stages=stages))
         if not path.exists() or path.read_text() != text:
             records.write_text(path, text)
@@ -103,6 +103,19 @@ class Run:
                 'take the two from one run'
             )
         return found
+
+    def is_trained(self, stage: str) -> bool:
+        """Whether the stage has left a checkpoint, finished or not."""
+        if not (self.folder / 'checkpoints' / stage).is_dir():
+            return False
+        with self.checkpoints(stage) as checkpoints:
+            return checkpoints.last_step() is not None
+
+    def best(self, stage: str) -> tuple[Tree, dict[str, Any]]:
+        """The parameters of a stage's best epoch, without its optimizer, and its progress."""
+        like = jax.eval_shape(functools.partial(initial, self.module(stage)), jax.random.key(0))
+        with self.checkpoints(stage) as checkpoints:
+            return checkpoints.restore(best=like)['best'], checkpoints.progress()
 
 
 def open_run(config: Config) -> Run:

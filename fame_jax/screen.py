@@ -1,10 +1,12 @@
 """What a person sees while a run goes on, and at its end."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from fame_jax.letters import plain
 
 
 class Screen:
@@ -43,6 +45,11 @@ class Screen:
             self._bar.set_postfix(values, refresh=False)
             self._bar.update()
 
+    def count(self, name: str, values: Iterable[Any], total: int) -> Iterator[Any]:
+        """Passes values on, with a bar for them on a terminal."""
+        off = self.mode != 'bar'
+        yield from tqdm(values, desc=name, total=total, file=self.file, leave=False, disable=off)
+
     def end(self, line: str) -> None:
         """An epoch is done; its line stays."""
         self.close()
@@ -67,21 +74,93 @@ def duration(seconds: float) -> str:
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Sequence[str]) -> str:
     """The figures of results, name -> protocol -> column -> value, as lines for a terminal."""
-    head = ['', *(column.upper() for column in columns)]
-    lines = []
+    parts = []
     for protocol in dict.fromkeys(p for of_model in results.values() for p in of_model):
         rows = [
             [name, *(f'{of_model[protocol][column]:.4f}' for column in columns)]
             for name, of_model in results.items()
         ]
-        widths = [
-            max(len(row[i]) for row in [[protocol], *rows, head][1:]) for i in range(len(head))
+        head = [protocol, *(column.upper() for column in columns)]
+        parts.append(grid(head, rows, right=range(1, len(head))))
+    return '\n\n'.join(parts)
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
+    """Cells in columns under a head and a rule; the columns in `right` are set to the right."""
+    right = set(right)
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    lines = []
+    for cells in (head, *rows):
+        set_cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths))
         ]
-        widths[0] = max(widths[0], len(protocol))
-        for i, row in enumerate([[protocol, *head[1:]], *rows]):
-            cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]
-            lines.append('  '.join(cells).rstrip())
-            if i == 0:
-                lines.append('-' * len(lines[-1]))
-        lines.append('')
-    return '\n'.join(lines).rstrip()
+        lines.append('  '.join(set_cells).rstrip())
+    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def explanation(found: Mapping[str, Any]) -> str:
+    """What `explain.explain` found, as lines for a terminal."""
+    parts = [_recommended(found)]
+    if found['unknown'] or found['too_old']:
+        parts.append(
+            f'Of the history {len(found["unknown"])} items are not in the catalogue, and '
+            f'{found["too_old"]} lie before what the model sees.'
+        )
+    if found['target']:
+        rank = found['target']['rank']
+        place = f'rank {rank:,}' if rank else 'which may not be recommended'
+        parts.append(f'Next came {title(found["target"], 60)}: {place}.')
+    if 'heads' in found:
+        parts += [_heads(found), _history(found)]
+        parts.append(
+            f'The gated heads add up to each score, to {found["identity"]:.1g} at the most.'
+        )
+    return '\n\n'.join(parts)
+
+
+def title(entry: Mapping[str, Any], most: int = 34) -> str:
+    """An item as a person knows it, by its title or else its id, in one line."""
+    return plain(entry['title'] or entry['item'], most)
+
+
+def _recommended(found: Mapping[str, Any]) -> str:
+    """The list, and what each item owes to the history."""
+    rows = []
+    for place, entry in enumerate(found['recommended'], 1):
+        rows.append([str(place), title(entry, 44), f'{entry["score"]:.2f}', ''])
+        if entry.get('without'):
+            least, item = min(zip(entry['without'], range(len(entry['without']))))
+            rows[-1][3] = f'{title(found["history"][item])} ({least:+.2f})'
+    if found['fallback']:
+        return grid(['', 'most popular', 'actions'], [row[:3] for row in rows], right=(0, 2))
+    head = ['', 'recommended', 'score', 'falls most without']
+    return grid(head, rows, right=(0, 2))
+
+
+def _heads(found: Mapping[str, Any]) -> str:
+    """Each head's own list, beside the one of equal gates."""
+    heads = [f'head {h}: gate {head["share"]:.0%}' for h, head in enumerate(found['heads'], 1)]
+    lists = [*(head['top'] for head in found['heads']), found['equal_gates']]
+    rows = [
+        [str(place), *map(title, entries)]
+        for place, entries in enumerate(zip(*lists), 1)  # all of one length: the same may be had
+    ]
+    return grid(['', *heads, 'equal gates'], rows, right=(0,))
+
+
+def _history(found: Mapping[str, Any]) -> str:
+    """What each item of the history was given: attention, and its router's weights in each head."""
+    heads = range(1, 1 + len(found['heads']))
+    rows = [
+        [
+            title(item),
+            f'{found["carried"][j]:.0%}',
+            *(
+                ' '.join(f'{weight:.2f}' for weight in head['positions'][j])
+                for head in found['heads']
+            ),
+        ]
+        for j, item in enumerate(found['history'])
+    ]
+    return grid(['history', 'attended', *(f'experts of head {h}' for h in heads)], rows, right=(1,))

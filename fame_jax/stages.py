@@ -13,7 +13,7 @@ import optax
 
 from fame_jax import config as config_lib
 from fame_jax import evaluate as judge
-from fame_jax import item_table, records, surgery, train
+from fame_jax import item_table, records, serving, surgery, train
 from fame_jax.config import Config
 from fame_jax.data import epochs, pipeline, sequences
 from fame_jax.data.prepare import prepare as prepare_data
@@ -24,6 +24,7 @@ from fame_jax.models.build import (
     build_plan,
     initial,
 )
+from fame_jax.report import report
 from fame_jax.results import evaluate
 from fame_jax.run import TRAINED, Run, label, machine, ranker
 from fame_jax.screen import duration
@@ -275,4 +276,6 @@ STAGES = {
     'pretrain': pretrain,
     'finetune': finetune,
     'evaluate': evaluate,
+    **serving.STAGES,
+    'report': report,
 }

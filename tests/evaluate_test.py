@@ -273,3 +273,16 @@ def test_the_floor_of_popularity():
     ranks = evaluate.rank_users(encode, query_D, item_VD, chunks, 3, only)
     assert ranks.unmasked.tolist() == [3, 2, 5]
     assert ranks.masked.tolist() == [1, 1, 3]
+
+
+@pytest.mark.parametrize('rows', [1, 3, 7])
+def test_scores_in_parts_are_the_scores(rows, monkeypatch):
+    """Three histories of two queries at a time; the last part is filled up and cut again."""
+    monkeypatch.setattr(evaluate, 'QUERIES_AT_A_TIME', 6)
+    draw = np.random.default_rng(rows)
+    query_BQD, item_VD = draw.normal(size=(rows, 2, 4)), draw.normal(size=(5, 4))
+    score_BV = evaluate.scores(
+        jnp.asarray(query_BQD), jnp.asarray(item_VD), lambda s: s.max(axis=1)
+    )
+    expected_BV = (query_BQD @ item_VD.T).max(axis=1)
+    np.testing.assert_allclose(score_BV, expected_BV, rtol=1e-5, atol=1e-6)

@@ -14,16 +14,18 @@ FOLDER = Path(__file__).resolve().parent.parent / PACKAGE
 
 # From the top down. A room imports only from rooms below it, or from files within itself.
 LEVELS = (
-    ('main',),
+    ('main', 'demo'),
     ('stages',),
-    ('text',),
+    ('report',),
+    ('text', 'serving'),
     ('results',),
+    ('explain', 'export', 'facts', 'catalogue'),
     ('run', 'train', 'serve', 'item_table', 'contrast'),
-    ('encoder',),
-    ('text_model',),
-    ('models', 'data', 'evaluate', 'probe', 'plots', 'screen'),
+    ('encoder', 'charts', 'page'),
+    ('text_model', 'insides'),
+    ('models', 'data', 'evaluate', 'probe', 'plots', 'screen', 'recommendations', 'markup'),
     ('losses', 'batch', 'config', 'checkpoint', 'surgery', 'records', 'sharding'),
-    ('errors', 'recipes'),
+    ('errors', 'recipes', 'letters', 'published'),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
@@ -50,7 +52,10 @@ FORBIDDEN = {
         'fame_jax.run',
         'fame_jax.results',
     },
-    'serve': {'fame_jax.train', 'optax', 'grain'},
+    **{
+        room: {'fame_jax.train', 'optax', 'grain', 'orbax', 'absl', 'flax'}
+        for room in ('serve', 'explain', 'export', 'demo')
+    },
     'plots': {'jax'},
 }
 OUTSIDE = {'tests', 'benchmarks', 'experiments'}

@@ -205,3 +205,85 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path):
 def test_who_does_not_draw_waits_for_no_matplotlib():
     code = "import sys, fame_jax.plots; print({'matplotlib', 'jax'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, '-c', code], text=True).strip() == 'set()'
+
+
+def explained(heads=2, experts=3, length=4, names=ODD):
+    """What explain.explain returns, of made-up figures."""
+    rng = np.random.default_rng(0)
+    name = (list(names) * 9).__getitem__
+    items = [{'item': str(n), 'title': name(n), 'score': 9.0 - n} for n in range(5)]
+    found = {
+        'model': 'FAME <1>',
+        'history': [{'item': f'h{n}', 'title': name(n)} for n in range(length)],
+        'recommended': [
+            item | {'without': rng.normal(size=length).tolist() if length > 1 else None}
+            for item in items
+        ],
+        'target': items[2] | {'rank': 3},
+    }
+    if heads:
+        attention_HNL = rng.dirichlet(np.ones(length), (heads, experts))
+        found['heads'] = [
+            {
+                'gate': 1.0,
+                'share': 1 / heads,
+                'top': items[::-1],
+                'router': rng.dirichlet(np.ones(experts)).tolist(),
+                'attention': attention_NL.tolist(),
+            }
+            for attention_NL in attention_HNL
+        ]
+        found |= {'equal_gates': items, 'carried': rng.dirichlet(np.ones(length)).tolist()}
+    return found
+
+
+def test_an_explanation_shows_the_history_the_gate_and_every_list(tmp_path):
+    names = ['first toy', 'second', 'third', 'fourth', 'fifth']
+    plots.explanation(explained(names=names), tmp_path / 'a.svg')
+    found = texts(tmp_path / 'a.svg')
+    assert [name for name in found if name in names] == names[:4]  # the history, in order
+    assert 'FAME <1>. Next came third: rank 3' in found
+    assert {'head 1, gate 50%', 'head 2, gate 50%', "router's weights", 'attended'} <= set(found)
+    assert [found.count(f'{n}') for n in (1, 2, 3, 4)] == [2, 2, 2, 0]  # experts of both heads
+    lists = [name for name in found if name in ('recommended', 'head 1: 50%', 'equal gates')]
+    assert lists == ['recommended', 'head 1: 50%', 'equal gates']
+    entries = [name.replace('  ', ' ') for name in found]
+    assert entries.count('1 first toy') == 2 and entries.count('1 fifth') == 2
+    assert entries.count('3 third') == 4
+    assert (tmp_path / 'a.svg').read_text().count('#fbe3a1') == 4  # the target, in each list
+
+
+def test_an_explanation_without_heads_shows_what_each_item_was_worth(tmp_path):
+    found = explained(heads=0, length=2, names=['x', 'y', 'z'])
+    found['recommended'][0]['without'] = [-1.23, 0.04]
+    plots.explanation(found, tmp_path / 'a.svg')
+    drawn = texts(tmp_path / 'a.svg')
+    assert {'-1.2', '+0.0'} <= set(drawn) and '-0.0' not in drawn
+    assert (
+        drawn.count('x') == 1 and 'how the score changes without the item of the history' in drawn
+    )
+
+
+@pytest.mark.parametrize('suffix', ['svg', 'png'])
+@pytest.mark.parametrize(
+    'about',
+    [
+        {'heads': 1, 'experts': 1, 'length': 1},
+        {'heads': 6, 'experts': 16, 'length': 70},
+        {'heads': 0, 'length': 1},
+        {'heads': 0, 'length': 70},
+    ],
+)
+def test_explanations_of_all_sizes_can_be_drawn(tmp_path, suffix, about):
+    found = explained(**about)
+    found['target'] = None if about['length'] == 1 else found['target'] | {'rank': None}
+    plots.explanation(found, tmp_path / f'a.{suffix}')
+    if suffix == 'png':
+        with Image.open(tmp_path / 'a.png') as image:
+            assert image.size[0] == 2400
+    else:
+        drawn = texts(tmp_path / 'a.svg')
+        told = plots.plain(ODD[0], 46)
+        assert sum(told == text for text in drawn) <= 12
+        assert ('nothing to leave out' in ' '.join(drawn)) == (about == {'heads': 0, 'length': 1})
+        assert ('may not be recommended' in ' '.join(drawn)) == (about['length'] > 1)

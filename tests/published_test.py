@@ -5,6 +5,7 @@ import numpy as np
 from benchmarks import published
 from benchmarks.runs import MODELS
 from fame_jax import evaluate
+from fame_jax import published as paper
 
 
 def test_published_figures_are_whole_and_of_models_in_the_table():
@@ -60,3 +61,15 @@ def test_what_ranks_give_is_never_called_impossible():
     assert published.impossible(published.read('.1 .1 .1 .05 .05 .06')) == [
         'impossible: NDCG@20 - NDCG@10 is .0100, its HR allow .0000 to .0000'
     ]
+
+
+def test_the_papers_row_beside_a_model_of_ours():
+    figures, remarks = paper.beside('sasrec', 'toys')
+    assert (figures['hr@10'], figures['ndcg@10']) == (0.0676, 0.0389)
+    assert remarks == ["by SASRec's own code, and so trained with BCE"]
+    assert paper.beside('fame', 'ml-20m') == (
+        published.read('.1538 .2246 .3230 .1046 .1276 .1513'),
+        [paper.OTHER_DATA],
+    )
+    for model, dataset in (('fame', 'synthetic'), ('fame_bert4rec', 'toys'), ('fame', 'toys.txt')):
+        assert paper.beside(model, dataset) == ({}, [])

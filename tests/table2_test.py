@@ -8,7 +8,7 @@ import pytest
 from children_test import Fake, begun
 from runs_test import finish, options, runs_of
 
-from benchmarks import table2, table_page
+from benchmarks import series, table2, table_page
 from benchmarks.runs import MODELS
 
 
@@ -38,9 +38,9 @@ def test_all_models_of_a_seed_come_before_the_next_and_backbones_before_fame(tmp
 def test_quick_is_a_preset_that_flags_go_over():
     quick = table2.parse(['--quick'])
     assert quick.datasets == ('synthetic',) and quick.seeds == (0,)
-    assert quick.extra == list(table2.QUICK_FLAGS)
+    assert quick.extra == list(series.QUICK_FLAGS)
     other = table2.parse(['--quick', '--seeds=1,2', '--extra=--pretrain_epochs=9'])
-    assert other.seeds == (1, 2) and other.extra == [*table2.QUICK_FLAGS, '--pretrain_epochs=9']
+    assert other.seeds == (1, 2) and other.extra == [*series.QUICK_FLAGS, '--pretrain_epochs=9']
 
 
 @pytest.mark.parametrize(

@@ -162,18 +162,23 @@ def held_rows(
     for start in range(0, len(order), users):
         user_B = order[start : start + users]
         widest = int(lengths[user_B].max())
-        length = min(_bucket(widest), max_length)
+        length = min(bucket(widest), max_length)
         fill = users - len(user_B)
         tokens_BL = _last_items(items, offsets, user_B, length)
         yield Held(
             *(_fill(field, fill) for field in _right_aligned(tokens_BL, lengths[user_B])),
-            _fill(_distinct(_last_items(items, offsets, user_B, _bucket(widest))), fill),
+            _fill(_distinct(_last_items(items, offsets, user_B, bucket(widest))), fill),
             _fill(targets[user_B].astype(np.int32), fill),
             _fill(user_B, fill),
         )
 
 
-def _bucket(length: int) -> int:
+def row_lengths(max_length: int) -> list[int]:
+    """The lengths that rows of `held_rows` have, whatever the histories."""
+    return sorted({min(bucket(length), max_length) for length in range(1, max_length + 1)})
+
+
+def bucket(length: int) -> int:
     """The next power of four, 16 at the least: each is one more shape to compile."""
     bits = max(int(length) - 1, 0).bit_length()
     return max(16, 1 << (bits + bits % 2))

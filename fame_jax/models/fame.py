@@ -55,7 +55,8 @@ class FacetBlock(nn.Module):
     ) -> tuple[Array, dict[str, Array]]:
         """The collapsed query u, [B, L, D] or [B, 1, D] if `last`, and the intermediates:
 
-        attention_BHNQS, router_BLHN (beta, eq. 16), heads_BLHK (F, eq. 7), gate_BLH (g, eq. 10).
+        attention_BHNQS, router_BLHN (beta, eq. 16), heads_BLHK (F, eq. 7), gate_BLH (g, eq. 10) and
+        facet_HDK (W_f, eq. 9).
         """
         drop = functools.partial(layers.Dropout(self.dropout), train=train)
         asked_BLD = x_BLD[:, -1:] if last else x_BLD
@@ -65,12 +66,14 @@ class FacetBlock(nn.Module):
         f_BLHK = self.add_residual(asked_BLD, f_BLHK, drop)
         heads_BLHK = self.feed_forward(f_BLHK, drop)
         gate_BLH = self.gate(heads_BLHK)
-        u_BLD = jnp.einsum('BLH,BLHK,HDK->BLD', gate_BLH, heads_BLHK, self.facets(x_BLD.shape[-1]))
+        facet_HDK = self.facets(x_BLD.shape[-1])
+        u_BLD = jnp.einsum('BLH,BLHK,HDK->BLD', gate_BLH, heads_BLHK, facet_HDK)
         return u_BLD, {
             'attention_BHNQS': weight_BHNQS,
             'router_BLHN': router_BLHN,
             'heads_BLHK': heads_BLHK,
             'gate_BLH': gate_BLH,
+            'facet_HDK': facet_HDK,
         }
 
     def experts(
@@ -199,6 +202,29 @@ class FAME(SASRec):
             name='facet_block',
         )
 
+    def look(self, tokens_BL: Array, positions_BL: Array, segments_BL: Array) -> dict[str, Array]:
+        """What stands behind the last column's query, for rows that end with their history.
+
+        Returns:
+          gate_BH; head_BHD, each head's own query, so that the query is their sum weighted by the
+          gate; router_BHN and attention_BHNL where the query is read; positions_BLHN, the router at
+          every position. float32.
+        """
+        u_BLD, out = self.encode(tokens_BL, positions_BL, segments_BL)
+        block = {name: x.astype(jnp.float32) for name, x in out['facet_block'].items()}
+        head_BHD = jnp.einsum('BHK,HDK->BHD', block['heads_BLHK'][:, -1], block['facet_HDK'])
+        # The length of u divides the heads' parts too, or they would not add up to the query.
+        u_BD = u_BLD[:, -1].astype(jnp.float32)
+        squared_B = jnp.einsum('BD,BD->B', self.comparable(u_BD, self.temperature), u_BD)
+        scale_B = squared_B / jnp.maximum(jnp.einsum('BD,BD->B', u_BD, u_BD), 1e-12)
+        return {
+            'gate_BH': block['gate_BLH'][:, -1],
+            'head_BHD': head_BHD * scale_B[:, None, None],
+            'router_BHN': block['router_BLHN'][:, -1],
+            'attention_BHNL': block['attention_BHNQS'][:, :, :, -1],
+            'positions_BLHN': block['router_BLHN'],
+        }
+
 
 class FAMEBERT4Rec(FAME, BidirectionalSASRec):
     """BERT4Rec's encoder whose last block is a FacetBlock, trained by `bert4rec.cloze`.
@@ -206,6 +232,15 @@ class FAMEBERT4Rec(FAME, BidirectionalSASRec):
     The block sees both sides as the others do. u meets the item table itself, without the head of
     BERT4Rec, or the collapse of eq. 11 would not be one.
     """
+
+    def look(self, tokens_BL: Array, positions_BL: Array, segments_BL: Array) -> dict[str, Array]:
+        """As FAME's, asked by [MASK]; what attention rests on [MASK] itself is left out."""
+        found = super().look(*self.ask(tokens_BL, positions_BL, segments_BL))
+        return {
+            **found,
+            'attention_BHNL': found['attention_BHNL'][..., :-1],
+            'positions_BLHN': found['positions_BLHN'][:, :-1],
+        }
 
 
 def head_scores(
