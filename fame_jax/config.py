@@ -369,6 +369,12 @@ TEXT = (
     *('text_inner_width', 'text_dropout', 'text_decorrelation', 'text_orthogonality'),
 )
 
+# What the stages take that make use of a run; it is no part of the run.
+USING = (
+    *('histories', 'recommendations', 'top_k', 'filter_seen', 'allow_items', 'deny_items'),
+    *('titles', 'user', 'explanation', 'export', 'report'),
+)
+
 # Models that learn to fill gaps, and models that no other loss fits.
 CLOZE = ('bert4rec', 'fame_bert4rec')
 PREFIXES = ('msgifsr', 'miasrec')  # that see each prefix by itself

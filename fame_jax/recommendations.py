@@ -49,7 +49,10 @@ def write_parquet(path: Path, answers: Iterable[dict[str, Any]]) -> None:
             with records.replacing(Path(aside) / f'{first:012d}.parquet') as file:
                 _frame(first, part).write_parquet(file)
         whole = Path(aside) / 'whole'
-        pl.scan_parquet(Path(aside) / '*.parquet').sink_parquet(whole, maintain_order=True)
+        try:
+            pl.scan_parquet(Path(aside) / '*.parquet').sink_parquet(whole, maintain_order=True)
+        except pl.exceptions.ComputeError as error:  # so it tells of a full disk
+            raise UserError(f'writing {path}: {" ".join(str(error).split())}') from error
         whole.replace(path)
 
 

@@ -75,7 +75,8 @@ class Run:
         if path.exists():
             stages += config_lib.read(path).stages
         stages = tuple(stage for stage in config_lib.MAKING if stage in stages)
-        text = config_lib.text(dataclasses.replace(self.config, stages=stages))
+        usual = {name: config_lib.fields()[name].default for name in config_lib.USING}
+        text = config_lib.text(dataclasses.replace(self.config, stages=stages, **usual))
         if not path.exists() or path.read_text() != text:
             records.write_text(path, text)
 

@@ -437,3 +437,10 @@ def test_reading_flags_needs_no_jax():
 )
 def test_flags_of_texts_that_would_do_nothing_are_refused(flags, message):
     assert message in refusal(*flags)
+
+
+def test_what_makes_use_of_a_run_is_a_section_and_no_part_of_any_run():
+    names = list(config_lib.fields())
+    first, last = names.index(config_lib.USING[0]), names.index(config_lib.USING[-1])
+    assert tuple(names[first : last + 1]) == config_lib.USING
+    assert all(config_lib.is_runtime(name) for name in config_lib.USING)

@@ -138,7 +138,9 @@ def test_an_explanation_on_screen_and_in_files(workdir, tmp_path, capsys):
 
 
 def test_the_stages_that_use_a_run_are_not_remembered_as_making_it(workdir):
-    assert use(workdir, 'export') == 0
+    before = (workdir / 'flags.cfg').read_text()
+    assert use(workdir, 'recommend', '--top_k=3', f'--recommendations={workdir}/few.jsonl') == 0
+    assert (workdir / 'flags.cfg').read_text() == before
     assert '--stages=prepare,pretrain,finetune,evaluate\n' in (workdir / 'flags.cfg').read_text()
 
 
