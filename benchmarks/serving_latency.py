@@ -150,7 +150,8 @@ def first_answer(folder, starts):
 def first_answers(of_items, arguments):
     """What of_items (size -> recommender) take as exports, or what --export does, by name."""
     if arguments.export:
-        return {arguments.export: first_answer(arguments.export, arguments.starts)}
+        name = Path(arguments.export).name
+        return {name: first_answer(arguments.export, arguments.starts)}
     found = {}
     for num_items, made in of_items.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -5,6 +5,7 @@ Needs jax and numpy alone: no training code, no Orbax. What a folder holds is to
 
 import collections
 import hashlib
+import itertools
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -102,7 +103,13 @@ class Recommender:
         return len(self.item_ids) - 1
 
     def numbers(self, tokens: Iterable[str]) -> tuple[np.ndarray, list[str]]:
-        """The known items of outside ids as int32 numbers, in order, and the ids not known."""
+        """The known items of outside ids as int32 numbers, in order, and the ids not known.
+
+        Raises:
+          TypeError: for one string, whose letters are hardly meant.
+        """
+        if isinstance(tokens, str):
+            raise TypeError(f'ids come in a list, and not as {tokens!r}')
         tokens = list(tokens)
         found = [self._numbers.get(token, 0) for token in tokens]
         unknown = [token for token, item in zip(tokens, found) if not item]
@@ -227,13 +234,8 @@ class Recommender:
 
 
 def _chunks(values: Iterable, size: int) -> Iterator[list]:
-    chunk = []
-    for value in values:
-        chunk.append(value)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+    values = iter(values)
+    while chunk := list(itertools.islice(values, size)):
         yield chunk
 
 

@@ -100,6 +100,11 @@ def test_only_what_is_allowed():
     assert 'c' not in recommender.recommend(['a'], V, allowed_V=everything).items
 
 
+def test_a_string_is_no_history():
+    with pytest.raises(TypeError, match='in a list'):
+        make()[0].recommend('abc')
+
+
 def test_nothing_left_is_an_empty_list():
     recommender, *_ = make()
     allowed_V, _ = recommender.candidates(['a'])
