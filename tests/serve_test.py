@@ -85,7 +85,10 @@ def test_every_history_gets_its_best_items_in_order(top_k, filter_seen, two):
 def test_one_history_is_as_among_many():
     recommender, *_ = make()
     for history, answer in zip(HISTORIES, recommender.recommend_all(HISTORIES, 5)):
-        assert recommender.recommend(history, 5) == answer
+        alone = recommender.recommend(history, 5)
+        assert alone._replace(scores=[]) == answer._replace(scores=[])
+        # Another batch may be summed in another order.
+        np.testing.assert_allclose(alone.scores, answer.scores, rtol=1e-5, atol=1e-6)
 
 
 def test_only_what_is_allowed():
