@@ -300,6 +300,14 @@ class Config:
         'Generator of dropout and negatives: threefry is alike on all devices, rbg may be faster.',
         choices=('threefry', 'rbg'),
     )
+    steps_per_dispatch: int = _field(
+        8,
+        'Steps that a device takes by itself before it is told more; the result is the same to the '
+        'bit. Models that see each prefix by itself take one.',
+        low=1,
+        high=1_000_000,
+        runtime=True,
+    )
     checkpoint_every: int = _field(
         0, 'Steps between checkpoints inside an epoch; 0: at its end alone.', low=0, runtime=True
     )
@@ -358,6 +366,12 @@ class Config:
     )
     compilation_cache: str = _field(
         '', "Folder of XLA's persistent compilation cache; empty: none.", runtime=True
+    )
+    profile: str = _field(
+        '',
+        'Folder for a trace of some dispatches of each stage, for XProf or ui.perfetto.dev; empty: '
+        'none.',
+        runtime=True,
     )
 
 

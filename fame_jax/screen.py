@@ -39,11 +39,11 @@ class Screen:
                 '[{elapsed}<{remaining}{postfix}]',
             )
 
-    def step(self, **values: Any) -> None:
-        """A step is done; the values stand behind the bar."""
+    def steps(self, count: int, **values: Any) -> None:
+        """So many steps are done; the values stand behind the bar."""
         if self._bar is not None:
             self._bar.set_postfix(values, refresh=False)
-            self._bar.update()
+            self._bar.update(count)
 
     def count(self, name: str, values: Iterable[Any], total: int) -> Iterator[Any]:
         """Passes values on, with a bar for them on a terminal."""

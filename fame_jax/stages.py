@@ -24,6 +24,7 @@ from fame_jax.models.build import (
     build_plan,
     initial,
 )
+from fame_jax.profile import Profile
 from fame_jax.report import report
 from fame_jax.results import evaluate
 from fame_jax.run import TRAINED, Run, label, machine, ranker
@@ -90,12 +91,18 @@ def _train(run: Run, stage: str, num_epochs: int, learning_rate: float) -> None:
         screen.say(f'{stage}: {label(config, stage)}, {count:,} parameters')
         optimizer = _make_optimizer(run, learning_rate, params)
         objective = build_objective(run.name(stage), config)
-        with _scalars(run.folder / 'tensorboard' / stage) as scalars:
+        step = train.make_step(functools.partial(objective, module), optimizer)
+        # Batches of several shapes are several programs, and each block is of one.
+        size = 1 if MODELS[run.name(stage)].layout == 'prefixes' else config.steps_per_dispatch
+        with (
+            _scalars(run.folder / 'tensorboard' / stage) as scalars,
+            contextlib.closing(Profile(config.profile)) as profile,
+        ):
             _, progress = train.fit(
                 stage=stage,
                 params=params,
                 optimizer=optimizer,
-                step=train.make_step(functools.partial(objective, module), optimizer),
+                program=train.Program(step, size),
                 key=jax.random.fold_in(key, 1),
                 epoch_of=epochs_of(run, stage),
                 refresh=_refresh(run, stage, module, jax.random.fold_in(key, 3)),
@@ -107,6 +114,7 @@ def _train(run: Run, stage: str, num_epochs: int, learning_rate: float) -> None:
                 scalars=scalars,
                 data_sha256=run.data.card['fingerprint'],
                 machine=machine(),
+                profile=profile,
             )
     screen.say(
         f'{stage}: best epoch {progress.best_epoch} of {progress.epoch}, validation NDCG@20 '

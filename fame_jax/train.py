@@ -1,10 +1,12 @@
-"""The jitted step and the one loop, for every model and stage."""
+"""The jitted step, blocks of it, and the one loop, for every model and stage."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +17,13 @@ import optax
 from fame_jax.batch import Batch
 from fame_jax.checkpoint import Checkpoints
 from fame_jax.errors import UserError
+from fame_jax.profile import Profile
 from fame_jax.records import Metrics
 from fame_jax.screen import Screen, duration
 
 Array = jax.Array
 Tree = Any
+Step = Callable[['State', Batch, Array], tuple['State', tuple[Array, Array]]]
 
 SELECT_ON = 'ndcg@20'  # of validation, masked, over all users
 
@@ -118,8 +122,8 @@ def make_optimizer(
 
 def make_step(
     objective: Callable[..., tuple[Array, Array]], optimizer: optax.GradientTransformation
-) -> Callable[[State, Batch, Array], tuple[State, tuple[Array, Array]]]:
-    """The jitted step (state, batch, key) -> (state, (loss sum, weight sum)).
+) -> Step:
+    """The step (state, batch, key) -> (state, (loss sum, weight sum)), jitted, its state donated.
 
     Args:
       objective: (params, batch, key) -> (sum, count); the step descends on their quotient.
@@ -143,12 +147,83 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
+class Program:
+    """A block of steps in one dispatch, compiled once for each shape that batches have.
+
+    One step a dispatch or many: the loop's body is the same, and so are all bits of the result.
+    """
+
+    def __init__(
+        self, step: Step, size: int = 1, place: Callable[[Batch], Tree] = lambda batches: batches
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          step: of `make_step`.
+          size: most steps in a dispatch.
+          place: puts the batches of a block, fields [steps, B, L], on the devices.
+        """
+        self.size = size
+        # A stack of one would need no slicing, and be another program that may round otherwise.
+        self._room = max(size, 2)
+        self._step = step
+        self._place = place
+        self._compiled: dict[tuple, Any] = {}
+        self._compiling = 0.0
+
+    def __call__(self, state: State, batches: Sequence[Batch], key: Array) -> tuple[State, Array]:
+        """Takes as many steps as there are batches, of one shape.
+
+        Returns:
+          The state, and float32 [steps, 2]: each step's loss sum and weight sum, then zeros.
+        """
+        compiled = self.compile(state, batches[0], key)
+        return compiled(state, self._place(stack(batches, self._room)), len(batches), key)
+
+    def compile(self, state: State, batch: Batch, key: Array) -> Any:
+        """The program for batches of this shape."""
+        shape = tuple(field.shape for field in jax.tree.leaves(batch))
+        if shape not in self._compiled:
+            began = time.monotonic()
+            batches = self._place(stack([batch], self._room))
+            run = jax.jit(self._run, donate_argnums=0)
+            self._compiled[shape] = run.lower(state, batches, 0, key).compile()
+            self._compiling += time.monotonic() - began
+        return self._compiled[shape]
+
+    def compiling(self) -> float:
+        """Seconds that went into compiling since this was asked before."""
+        seconds, self._compiling = self._compiling, 0.0
+        return seconds
+
+    def _run(self, state: State, batches: Batch, count: int, key: Array) -> tuple[State, Array]:
+        def one(i: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
+            state, sums = carry
+            batch = jax.tree.map(lambda field: field[i], batches)
+            state, told = self._step(state, batch, key)
+            return state, sums.at[i].set(jnp.stack(told))
+
+        # A count that only the device knows: the last block of an epoch is no other program.
+        return jax.lax.fori_loop(0, count, one, (state, jnp.zeros((self._room, 2))))
+
+
+def stack(batches: Sequence[Batch], size: int) -> Batch:
+    """Batches of one shape as one, fields [size, ...], zeros after the last."""
+
+    def one(*fields: np.ndarray) -> np.ndarray:
+        out = np.zeros((size, *fields[0].shape), fields[0].dtype)
+        out[: len(fields)] = fields
+        return out
+
+    return jax.tree.map(one, *batches)
+
+
 def fit(
     *,
     stage: str,
     params: Tree,
     optimizer: optax.GradientTransformation,
-    step: Callable[[State, Batch, Array], tuple[State, tuple[Array, Array]]],
+    program: Program,
     key: Array,
     epoch_of: Callable[[int], Epoch],
     refresh: Callable[[Tree, int], Tree],
@@ -160,6 +235,7 @@ def fit(
     scalars: Callable[[str, int, dict[str, float]], None],
     data_sha256: str,
     machine: dict[str, Any],
+    profile: Profile,
 ) -> tuple[Tree, Progress]:
     """Trains one stage to its end, from its checkpoint if there is one.
 
@@ -191,7 +267,8 @@ def fit(
         progress.data_sha256, progress.machine = data_sha256, machine
         progress.key = np.asarray(jax.random.key_data(key)).tolist()
         metrics.keep(lambda line: line.get('stage') != stage)
-        values = judge(validate, params, progress, stage)
+        with ahead(program, state, epoch_of, key):
+            values = judge(validate, params, progress, stage)
         progress.best_value = values[SELECT_ON]
         metrics.append(stage=stage, step=0, epoch=0, split='validation', **values)
         screen.say(f'{stage}: before the first step, validation {tell(values)}')
@@ -205,7 +282,7 @@ def fit(
     if checkpoints.last_step() is None:
         save()
 
-    # 2. Epochs.
+    # 2. Epochs, a block of steps at a time.
     with listening() as heard:
         while not progress.finished:
             started = time.monotonic()
@@ -218,16 +295,18 @@ def fit(
             screen.begin(stage, progress.epoch, limits.epochs, data.num_steps, done)
             began, start = time.monotonic(), done
             pending = None
-            for batch in data.batches:
-                state, sums = step(state, batch, key)
-                progress.step += 1
-                done += 1
-                # The device works on this step while the sums of the one before are read.
+            while block := list(itertools.islice(data.batches, until_save(done, program, limits))):
+                with profile.dispatch(stage) as result:
+                    state, sums = program(state, block, key)
+                    result.append(sums)
+                progress.step += len(block)
+                done += len(block)
+                # The device works on this block while the sums of the one before are read.
                 add_loss(progress, pending, stage)
-                pending = sums
+                pending = sums, len(block)
                 speed = (done - start) / (time.monotonic() - began)
                 if screen.mode == 'bar':
-                    screen.step(**bar_values(progress, speed, data, limits, done))
+                    screen.steps(len(block), **bar_values(progress, speed, data, limits, done))
                 due = limits.checkpoint_every and done % limits.checkpoint_every == 0
                 # A save at the last step is the epoch's end's; one step has one checkpoint.
                 if (heard or due) and done < data.num_steps:
@@ -253,9 +332,15 @@ def fit(
                 best = copy(state.params)
             loss = progress.loss_sum / max(progress.loss_count, 1)
             rate = data.num_histories * (done - start) / data.num_steps / seconds
+            compiling = program.compiling()
             at = {'stage': stage, 'step': progress.step, 'epoch': progress.epoch}
             metrics.append(
-                **at, split='train', loss=loss, seconds=seconds, histories_per_second=rate
+                **at,
+                split='train',
+                loss=loss,
+                seconds=seconds,
+                histories_per_second=rate,
+                compile_seconds=compiling,
             )
             metrics.append(**at, split='validation', **values)
             scalars(stage, progress.step, {'train/loss': loss, 'train/histories_per_second': rate})
@@ -265,13 +350,30 @@ def fit(
             progress.finished = progress.stale >= limits.patience or progress.epoch >= limits.epochs
             save()
             best_so_far = ' (best)' if progress.stale == 0 else ''
+            compiled = f', compiling {duration(compiling)}' if compiling else ''
             screen.end(
                 f'{stage} {progress.epoch}/{limits.epochs}: loss {loss:.4f}, validation '
                 f'{tell(values)}{best_so_far}, {rate:,.0f} histories/s, {duration(seconds)}'
+                f'{compiled}'
             )
             if heard:
                 raise Interrupted(heard[0], stage, progress.step)
     return best, progress
+
+
+@contextlib.contextmanager
+def ahead(
+    program: Program, state: State, epoch_of: Callable[[int], Epoch], key: Array
+) -> Iterator[None]:
+    """Compiles the step in a thread of its own, beside what is compiled and done meanwhile."""
+
+    def compile_first() -> None:
+        program.compile(state, next(epoch_of(0).batches), key)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        future = thread.submit(compile_first)
+        yield
+        future.result()
 
 
 def read_progress(checkpoints: Checkpoints) -> Progress:
@@ -303,15 +405,24 @@ def _diverged(what: str, stage: str) -> str:
     return f'{stage}: {what}; lower the learning rate and run in another --workdir'
 
 
-def add_loss(progress: Progress, sums: tuple[Array, Array] | None, stage: str) -> None:
-    """Adds a step's sums to the epoch's, and stops on a loss that is no number."""
-    if sums is None:
+def add_loss(progress: Progress, told: tuple[Array, int] | None, stage: str) -> None:
+    """Adds the sums of a block's steps to the epoch's, and stops on a loss that is no number."""
+    if told is None:
         return
-    total, count = float(sums[0]), float(sums[1])
-    if not np.isfinite(total):
-        raise UserError(_diverged(f'the loss is {total} at or before step {progress.step}', stage))
-    progress.loss_sum += total
-    progress.loss_count += count
+    sums, steps = told
+    for total, count in np.asarray(sums)[:steps].tolist():
+        if not np.isfinite(total):
+            what = f'the loss is {total} at or before step {progress.step}'
+            raise UserError(_diverged(what, stage))
+        progress.loss_sum += total
+        progress.loss_count += count
+
+
+def until_save(done: int, program: Program, limits: Limits) -> int:
+    """Steps of the next block: as many as a dispatch takes, up to the next checkpoint."""
+    if not limits.checkpoint_every:
+        return program.size
+    return min(program.size, limits.checkpoint_every - done % limits.checkpoint_every)
 
 
 def bar_values(

@@ -24,7 +24,10 @@ LEVELS = (
     ('encoder', 'charts', 'page'),
     ('text_model', 'insides'),
     ('models', 'data', 'evaluate', 'probe', 'plots', 'screen', 'recommendations', 'markup'),
-    ('losses', 'batch', 'config', 'checkpoint', 'surgery', 'records', 'sharding'),
+    (
+        *('losses', 'batch', 'config', 'checkpoint', 'surgery', 'records', 'sharding'),
+        *('profile',),
+    ),
     ('errors', 'recipes', 'letters', 'published'),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

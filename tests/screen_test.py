@@ -71,9 +71,9 @@ def test_just_under_a_minute_is_not_sixty_seconds():
 def an_epoch(screen):
     screen.say('hello')
     screen.begin('pretrain', 0, 3, 10, 4)
-    screen.step(loss='1.0')
+    screen.steps(1, loss='1.0')
     screen.say('meanwhile')
-    screen.step(loss='0.5')
+    screen.steps(1, loss='0.5')
     screen.end('pretrain 1/3: loss 0.5')
     screen.close()
 

@@ -18,6 +18,7 @@ from fame_jax.data import sequences
 from fame_jax.errors import UserError
 from fame_jax.main import main
 from fame_jax.models.build import build, build_objective, initial
+from fame_jax.profile import Profile
 from fame_jax.screen import Screen
 
 TINY = config_lib.Config(
@@ -111,12 +112,102 @@ def test_a_stage_compiles_its_step_once(tmp_path):
     assert step._cache_size() == 1
 
 
+def other_histories():
+    """5 6 7 and 1 2 3 4 in one row, where `two_histories` has others."""
+    rows = [[5, 6, 1, 2, 3], [0, 1, 0, 1, 2], [1, 1, 2, 2, 2], [6, 7, 2, 3, 4]]
+    fields = [np.array([[*row, 0, 0, 0]], np.int32) for row in rows]
+    return Batch(*fields, (fields[-1] > 0).astype(np.float32))
+
+
+@pytest.mark.parametrize('name', GOLDEN)
+def test_a_block_is_its_steps_bit_for_bit(name):
+    step, state = first_step(name)
+    batches, key = [two_histories(), other_histories(), two_histories()], jax.random.key(1)
+
+    def train_by(size):
+        program, reached, sums = train.Program(step, size), train.copy(state), []
+        for start in range(0, len(batches), size):
+            block = batches[start : start + size]
+            reached, sums_S2 = program(reached, block, key)
+            assert not np.any(np.asarray(sums_S2)[len(block) :])
+            sums += np.asarray(sums_S2)[: len(block)].tolist()
+        return reached, np.array(sums)
+
+    single = train_by(1)
+    for size in (2, 3, 5):
+        jax.tree.map(np.testing.assert_array_equal, single, train_by(size))
+    for batch in batches:  # without a loop around it, XLA may round otherwise
+        state, _ = step(state, batch, key)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), single[0], state)
+
+
+def test_a_program_is_compiled_once_a_shape_and_tells_its_seconds():
+    step, state = first_step('sasrec')
+    program, key = train.Program(step, 2), jax.random.key(0)
+    first = program.compile(state, two_histories(), key)
+    assert program.compiling() > 0
+    assert program.compile(state, other_histories(), key) is first
+    assert program.compiling() == 0
+    twice = Batch(*(np.concatenate([field] * 2) for field in two_histories()))
+    assert program.compile(state, twice, key) is not first
+
+
+def test_the_donated_state_is_written_in_place():
+    step, state = first_step('fame', num_items=1000)
+    compiled = train.Program(step, 4).compile(state, two_histories(), jax.random.key(0))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert compiled.memory_analysis().alias_size_in_bytes >= size
+
+
+@pytest.mark.parametrize(
+    'size, every, blocks', [(4, 0, [4, 4, 4]), (4, 6, [4, 2, 4]), (4, 3, [3] * 3)]
+)
+def test_a_block_ends_where_a_checkpoint_is_due(size, every, blocks):
+    program, done = train.Program(None, size), 0
+    for block in blocks:
+        assert train.until_save(done, program, train.Limits(1, 1, every)) == block
+        done += block
+
+
+def test_nothing_is_compiled_after_the_first_epoch(tmp_path, monkeypatch):
+    """Of a stage, that is; counted by jax itself, in whatever part of the program."""
+    compiled, at_epoch = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if 'backend_compile' in name else None
+    )
+    append = records.Metrics.append
+
+    def count(self, **line):
+        at_epoch.append((line.get('stage'), line.get('epoch'), len(compiled)))
+        append(self, **line)
+
+    monkeypatch.setattr(records.Metrics, 'append', count)
+    flags = '--synthetic_users=90 --synthetic_items=30 --width=8 --num_blocks=1 --pretrain_epochs=4'
+    flags += ' --rows_per_step=2 --progress=none --finetune_epochs=4 --num_experts=2'
+    try:
+        assert main([*flags.split(), f'--workdir={tmp_path}']) == 0
+    finally:
+        jax.monitoring.clear_event_listeners()
+    for stage in ('pretrain', 'finetune'):
+        counts = [number for name, epoch, number in at_epoch if name == stage and epoch > 1]
+        assert len(counts) == 2 * 3 and len(set(counts)) == 1 and counts[0] > 0
+
+
 def fit(tmp_path, losses, validation, epochs=10, patience=2, refresh=lambda params, epoch: params):
     """The loop with a make-believe step: loss and validation come from lists."""
     losses, validation = iter(losses), iter(validation)
 
-    def step(state, batch, key):
-        return state._replace(step=state.step + 1), (np.float32(next(losses)), np.float32(1))
+    class Program:
+        size = 1
+
+        def __call__(self, state, batches, key):
+            return state._replace(step=state.step + 1), np.array([[next(losses), 1]])
+
+        def compile(self, state, batch, key):
+            pass
+
+        def compiling(self):
+            return 0.0
 
     class Batches:
         def __init__(self):
@@ -138,7 +229,7 @@ def fit(tmp_path, losses, validation, epochs=10, patience=2, refresh=lambda para
             stage='pretrain',
             params={'w': jnp.zeros(2)},
             optimizer=optax.adam(1e-3),
-            step=step,
+            program=Program(),
             key=jax.random.key(0),
             epoch_of=lambda epoch: train.Epoch(Batches(), 1, 1),
             refresh=refresh,
@@ -150,6 +241,7 @@ def fit(tmp_path, losses, validation, epochs=10, patience=2, refresh=lambda para
             scalars=lambda *_: None,
             data_sha256='same',
             machine={},
+            profile=Profile(''),
         )
 
 
