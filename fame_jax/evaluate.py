@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from fame_jax.sharding import DATA, MODEL, feeder, rows_of_process
 
 Array = jax.Array
 
@@ -21,6 +24,9 @@ PROTOCOLS = ('masked', 'unmasked')
 # Scores of so many queries are held at a time, before they are combined.
 QUERIES_AT_A_TIME = 1024
 
+# Where a chunk's scores would take more, they are made in blocks of items, which take so much.
+SCORES_AT_ONCE, SCORES_IN_BLOCK = 2**28, 2**26  # bytes
+
 
 class Ranks(NamedTuple):
     """1 is best. int32 [U] each, in the order of users."""
@@ -29,7 +35,15 @@ class Ranks(NamedTuple):
     unmasked: np.ndarray
 
 
-def rank(score_BV: Array, target_B: Array, seen_BS: Array) -> tuple[Array, Array, Array]:
+def rank(
+    score_BV: Array,
+    target_B: Array,
+    seen_BS: Array,
+    *,
+    num_items: int | None = None,
+    first: int | Array = 0,
+    total: Callable[[Array], Array] = lambda part: part,
+) -> tuple[Array, Array, Array]:
     """Ranks one target a row.
 
     The masked rank is the unmasked one less the seen items that stand above or beside the target,
@@ -37,39 +51,184 @@ def rank(score_BV: Array, target_B: Array, seen_BS: Array) -> tuple[Array, Array
     -inf when masked, and then every other item stands above or beside it.
 
     Args:
-      score_BV: float, by item id; column 0 is the padding's.
+      score_BV: float, of the items from `first` on; id 0 is the padding, those past V are nobody.
       target_B: int32 ids.
       seen_BS: int32 ids, distinct in a row, 0 for none.
+      num_items: V; None: there is a column an item and one for the padding, and no more.
+      first: the id of the first column; 0 where all items are here.
+      total: sums over the devices that have the other items.
 
     Returns:
       masked_B and unmasked_B, int32, and broken_B, bool: whether the row holds a NaN.
     """
-    num_items = score_BV.shape[1] - 1
-    target_score_B1 = jnp.take_along_axis(score_BV, target_B[:, None], axis=1)
-    item_1V = jnp.arange(num_items + 1)[None, :]
-    ahead_BV = (score_BV >= target_score_B1) & (item_1V > 0)
-    unmasked_B = jnp.sum(ahead_BV, axis=1, dtype=jnp.int32)  # the target is ahead of itself: + 1
-    seen_score_BS = jnp.take_along_axis(score_BV, seen_BS, axis=1)
+    if num_items is None:
+        num_items = score_BV.shape[1] - 1
+    id_1V = (first + jnp.arange(score_BV.shape[1]))[None, :]
+    real_1V = (id_1V > 0) & (id_1V <= num_items)
+
+    def score_of(id_BS: Array) -> Array:
+        here_BS = id_BS - first
+        mine_BS = (here_BS >= 0) & (here_BS < score_BV.shape[1])
+        found_BS = jnp.take_along_axis(score_BV, jnp.where(mine_BS, here_BS, 0), axis=1)
+        return total(jnp.where(mine_BS, found_BS, 0))
+
+    target_score_B1 = score_of(target_B[:, None])
+    ahead_BV = (score_BV >= target_score_B1) & real_1V
+    unmasked_B = total(jnp.sum(ahead_BV, axis=1, dtype=jnp.int32))  # ahead of itself too: + 1
+    seen_score_BS = score_of(seen_BS)
+    masked_B = _mask(unmasked_B, target_score_B1, seen_score_BS, target_B, seen_BS, num_items)
+    broken_B = total(jnp.sum(jnp.isnan(score_BV) & real_1V, axis=1, dtype=jnp.int32)) > 0
+    return masked_B, unmasked_B, broken_B
+
+
+def rank_in_blocks(
+    query_BQD: Array,
+    item_VD: Array,
+    target_B: Array,
+    seen_BS: Array,
+    combine: Callable[[Array], Array],
+    block: int,
+) -> tuple[Array, Array, Array]:
+    """The ranks of `rank`, where only a block of the items' scores is held at a time.
+
+    Two passes over the items, one product in each: the first finds the scores of the target and of
+    the seen items, the second counts who is ahead. Both are turns of one loop with one product in
+    it, so that in the second pass an item scores to the last bit what it scored in the first, and a
+    tie is a tie.
+
+    Args:
+      query_BQD: the queries of each history.
+      item_VD: item vectors by id, [V + 1, D]; row 0 is the padding.
+      target_B: int32 ids.
+      seen_BS: int32 ids, distinct in a row, 0 for none.
+      combine: score_BQV -> score_BV, of any slice of the items.
+      block: items at a time, in 1..V.
+
+    Returns:
+      As `rank`.
+    """
+    num_items, rows = item_VD.shape[0] - 1, len(target_B)
+    turns = -(-num_items // block)
+    asked_BS = jnp.concatenate([target_B[:, None], seen_BS], axis=1)
+
+    def one(turn: Array, carry: tuple) -> tuple:
+        # The last block is as long as the others and overlaps the one before.
+        begin = turn % turns * block
+        start = 1 + jnp.minimum(begin, num_items - block)
+        part_VD = jax.lax.dynamic_slice_in_dim(item_VD, start, block)
+        # The barrier keeps the product whole: none of it moves into the branches.
+        score_BV = jax.lax.optimization_barrier(scores(query_BQD, part_VD, combine))
+        new_1V = (start + jnp.arange(block) > begin)[None, :]
+        return jax.lax.cond(turn < turns, pick, count, carry, score_BV, start, new_1V)
+
+    def pick(carry: tuple, score_BV: Array, start: Array, _: Array) -> tuple:
+        score_BS, *others = carry
+        inside_BS = (asked_BS >= start) & (asked_BS < start + block)
+        here_BS = jnp.where(inside_BS, asked_BS - start, 0)
+        found_BS = jnp.take_along_axis(score_BV, here_BS, axis=1)
+        return jnp.where(inside_BS, found_BS, score_BS), *others
+
+    def count(carry: tuple, score_BV: Array, _: Array, new_1V: Array) -> tuple:
+        score_BS, ahead_B, broken_B = carry
+        ahead_BV = (score_BV >= score_BS[:, :1]) & new_1V
+        broken_B |= jnp.any(jnp.isnan(score_BV), axis=1)
+        return score_BS, ahead_B + jnp.sum(ahead_BV, axis=1, dtype=jnp.int32), broken_B
+
+    zero = jnp.zeros(asked_BS.shape), jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool)
+    score_BS, unmasked_B, broken_B = jax.lax.fori_loop(0, 2 * turns, one, zero)
+    masked_B = _mask(unmasked_B, score_BS[:, :1], score_BS[:, 1:], target_B, seen_BS, num_items)
+    return masked_B, unmasked_B, broken_B
+
+
+def _mask(
+    unmasked_B: Array,
+    target_score_B1: Array,
+    seen_score_BS: Array,
+    target_B: Array,
+    seen_BS: Array,
+    num_items: int,
+) -> Array:
+    """The masked ranks, from the unmasked ones and the scores of the seen items."""
     seen_ahead_BS = (seen_score_BS >= target_score_B1) & (seen_BS > 0)
     masked_B = unmasked_B - jnp.sum(seen_ahead_BS, axis=1, dtype=jnp.int32)
     repeated_B = jnp.any(seen_BS == target_B[:, None], axis=1)
     last_B = repeated_B | (target_score_B1[:, 0] == -jnp.inf)
-    masked_B = jnp.where(last_B, num_items, masked_B)
-    broken_B = jnp.any(jnp.isnan(score_BV) & (item_1V > 0), axis=1)
-    return masked_B, unmasked_B, broken_B
+    return jnp.where(last_B, num_items, masked_B)
 
 
-@functools.partial(jax.jit, static_argnames=('encode', 'combine'))
+def block_size(rows: int, queries: int, num_items: int, asked: int = 0) -> int:
+    """How many items are scored at a time; 0 for all of them at once.
+
+    Args:
+      rows: histories at a time.
+      queries: of a history.
+      num_items: V.
+      asked: this many; 0: all of them if that takes no more than SCORES_AT_ONCE bytes, else as many
+        as take SCORES_IN_BLOCK.
+    """
+    if asked:
+        return asked if asked < num_items else 0
+    held = 4 * max(rows, min(rows * queries, QUERIES_AT_A_TIME))
+    return (
+        min(max(1, SCORES_IN_BLOCK // held), num_items) if held * num_items > SCORES_AT_ONCE else 0
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=('encode', 'combine', 'num_items', 'eval_items', 'mesh')
+)
 def _rank_rows(
     encode: Callable[..., Array],
     combine: Callable[[Array], Array],
     params: Any,
     item_VD: Array,
     rows: tuple,
+    num_items: int,
+    eval_items: int,
+    mesh: Mesh | None,
 ) -> tuple[Array, Array, Array]:
     tokens_BL, positions_BL, segments_BL, seen_BS, target_B = rows
     query_BQD = encode(params, tokens_BL, positions_BL, segments_BL)
-    return rank(scores(query_BQD, item_VD, combine), target_B, seen_BS)
+    asked = query_BQD, item_VD, target_B, seen_BS
+    if mesh is not None:
+        return _rank_divided(*asked, combine, num_items, mesh)
+    block = block_size(*query_BQD.shape[:2], num_items, eval_items)
+    if block:
+        return rank_in_blocks(*asked, combine, block)
+    return rank(scores(query_BQD, item_VD, combine), target_B, seen_BS, num_items=num_items)
+
+
+def _rank_divided(
+    query_BQD: Array,
+    item_VD: Array,
+    target_B: Array,
+    seen_BS: Array,
+    combine: Callable[[Array], Array],
+    num_items: int,
+    mesh: Mesh,
+) -> tuple[Array, Array, Array]:
+    """The ranks, each device scoring its histories and its items; all of them know all ranks."""
+
+    def part(query_BQD: Array, item_VD: Array, target_B: Array, seen_BS: Array) -> tuple:
+        ranks = rank(
+            scores(query_BQD, item_VD, combine),
+            target_B,
+            seen_BS,
+            num_items=num_items,
+            first=jax.lax.axis_index(MODEL) * len(item_VD),
+            total=lambda part: jax.lax.psum(part, MODEL),
+        )
+        return tuple(jax.lax.all_gather(part, DATA, tiled=True) for part in ranks)
+
+    rows, items = PartitionSpec(DATA), PartitionSpec(MODEL)
+    divided = jax.shard_map(
+        part,
+        mesh=mesh,
+        in_specs=(rows, items, rows, rows),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    return divided(query_BQD, item_VD, target_B, seen_BS)
 
 
 def scores(query_BQD: Array, item_VD: Array, combine: Callable[[Array], Array]) -> Array:
@@ -97,6 +256,9 @@ def rank_users(
     held: Iterable[Any],
     num_users: int,
     combine: Callable[[Array], Array],
+    eval_items: int = 0,
+    num_items: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Ranks:
     """Ranks every user's target on the device; only ranks come back.
 
@@ -109,14 +271,23 @@ def rank_users(
       held: chunks with tokens_BL, positions_BL, segments_BL, seen_BS, target_B, user_B; a target of
         0 marks a row that only fills up.
       num_users: U.
-      combine: score_BQV -> score_BV.
+      combine: score_BQV -> score_BV, of any slice of the items.
+      eval_items: items scored at a time; 0: all of them, or what `block_size` says.
+      num_items: V; None: there is a vector an item and one for the padding, and no more.
+      mesh: the devices that share histories and items; each scores all of its items at once.
 
     Raises:
       FloatingPointError: when a score is NaN.
     """
-    pending = [
-        (chunk, _rank_rows(encode, combine, params, item_VD, tuple(chunk[:5]))) for chunk in held
-    ]
+    if num_items is None:
+        num_items = len(item_VD) - 1
+    options = {'num_items': num_items, 'eval_items': eval_items, 'mesh': mesh}
+    put = feeder(mesh, axis=0)
+    pending = []
+    for chunk in held:
+        part = rows_of_process(mesh, len(chunk.target_B))
+        rows = put(tuple(field[part] for field in chunk[:5]))
+        pending.append((chunk, _rank_rows(encode, combine, params, item_VD, rows, **options)))
     ranks = Ranks(np.zeros(num_users, np.int32), np.zeros(num_users, np.int32))
     for chunk, (masked_B, unmasked_B, broken_B) in pending:
         real_B = chunk.target_B > 0

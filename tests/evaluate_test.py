@@ -286,3 +286,133 @@ def test_scores_in_parts_are_the_scores(rows, monkeypatch):
     )
     expected_BV = (query_BQD @ item_VD.T).max(axis=1)
     np.testing.assert_allclose(score_BV, expected_BV, rtol=1e-5, atol=1e-6)
+
+
+# In blocks of items.
+
+
+def in_blocks(query_BQD, item_VD, target_B, seen_BS, combine, block):
+    f = jax.jit(evaluate.rank_in_blocks, static_argnames=('combine', 'block'))
+    return f(query_BQD, item_VD, target_B, seen_BS, combine=combine, block=block)
+
+
+def at_once(query_BQD, item_VD, target_B, seen_BS, combine):
+    f = jax.jit(lambda *args: evaluate.rank(evaluate.scores(*args[:2], combine), *args[2:]))
+    return f(query_BQD, item_VD, target_B, seen_BS)
+
+
+def highest(score_BQV):
+    return score_BQV.max(axis=1)
+
+
+def make(rows, queries, items, seen=6, seed=0, whole=False):
+    """Queries, items, targets and seen items; every third item is a twin of the one before."""
+    draw = np.random.default_rng(seed)
+    query_BQD = draw.normal(size=(rows, queries, 24))
+    item_VD = draw.normal(size=(items + 1, 24))
+    if whole:  # products of small numbers are exact, and often alike
+        query_BQD, item_VD = np.round(query_BQD), np.round(item_VD)
+    item_VD[3::3] = item_VD[2::3][: len(item_VD[3::3])]
+    target_B = draw.integers(1, items + 1, rows)
+    seen_BS = np.zeros((rows, seen), np.int32)
+    for row in seen_BS:
+        some = draw.choice(items, min(seen - 1, items), replace=False) + 1
+        row[: len(some)] = some
+        draw.shuffle(row)
+    floats = (jnp.asarray(x, jnp.float32) for x in (query_BQD, item_VD))
+    return *floats, jnp.asarray(target_B, jnp.int32), jnp.asarray(seen_BS)
+
+
+@pytest.mark.parametrize(('items', 'blocks'), [(1, [1]), (2, [1]), (7, [3, 7]), (100, [9, 50, 99])])
+@pytest.mark.parametrize(('queries', 'combine'), [(1, only), (3, highest)])
+def test_ranks_in_blocks_of_exact_scores_are_the_ranks(items, blocks, queries, combine):
+    data = make(16, queries, items, whole=True)
+    expected = at_once(*data, combine)
+    for block in blocks:
+        for found, wanted in zip(in_blocks(*data, combine, block), expected):
+            np.testing.assert_array_equal(found, wanted)
+            assert found.dtype == wanted.dtype
+
+
+@pytest.mark.parametrize('block', [37, 1999])
+@pytest.mark.parametrize(('queries', 'combine'), [(1, only), (3, highest)])
+def test_ties_of_rounded_scores_are_ties(block, queries, combine):
+    """Each row's target is also every twin of its own: all of them stand beside it, to the bit."""
+    query_BQD, item_VD, _, seen_BS = make(40, queries, 2000)
+    # Twins far apart, in other blocks and in other lanes: item i + 1000 is item i.
+    item_VD = item_VD.at[1001:].set(item_VD[1:1001])
+    target_B = jnp.arange(1, 41) * 50
+    masked_B, unmasked_B, broken_B = in_blocks(
+        query_BQD, item_VD, target_B, seen_BS, combine, block
+    )
+    score_BV = np.einsum(
+        'BQD,VD->BQV', np.asarray(query_BQD, np.float64), np.asarray(item_VD, np.float64)
+    )
+    score_BV = np.asarray(combine(score_BV))
+    for b, target in enumerate(np.asarray(target_B)):
+        # In float64 twins tie exactly, and no others come near.
+        near = np.abs(score_BV[b, 1:] - score_BV[b, target]) < 1e-12
+        assert near.sum() >= 2
+        assert unmasked_B[b] == (score_BV[b, 1:] > score_BV[b, target] + 1e-12).sum() + near.sum()
+        seen = {v for v in np.asarray(seen_BS)[b].tolist() if v}
+        gone = sum(score_BV[b, v] > score_BV[b, target] - 1e-12 for v in seen)
+        assert masked_B[b] == (2000 if target in seen else unmasked_B[b] - gone)
+    assert not broken_B.any()
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('block', [129, 1003])
+def test_a_target_is_beside_itself_in_every_product(block, dtype):
+    """Of items that are all alike each is last, whatever the product's rounding and its lanes."""
+    draw = np.random.default_rng(1)
+    query_BQD = jnp.asarray(draw.normal(size=(33, 1, 24)), dtype)
+    item_VD = jnp.tile(jnp.asarray(draw.normal(size=(1, 24)), dtype), (1004, 1))
+    target_B = jnp.asarray(draw.integers(1, 1004, 33), jnp.int32)
+    none_BS = jnp.zeros((33, 2), jnp.int32)
+    masked_B, unmasked_B, _ = in_blocks(query_BQD, item_VD, target_B, none_BS, only, block)
+    assert (masked_B == 1003).all() and (unmasked_B == 1003).all()
+
+
+@pytest.mark.parametrize('item', [1, 8, 10])
+def test_a_nan_in_any_block_is_told(item):
+    query_BQD, item_VD, target_B, seen_BS = make(4, 1, 10)
+    for block in (3, 4):
+        args = target_B, seen_BS, only, block
+        assert in_blocks(query_BQD, item_VD.at[item].set(jnp.nan), *args)[2].all()
+        found = in_blocks(query_BQD, item_VD.at[0].set(jnp.nan), *args)
+        np.testing.assert_array_equal(found[:2], at_once(query_BQD, item_VD, *args[:3])[:2])
+        assert not found[2].any()
+
+
+def test_blocks_where_scores_would_be_many():
+    """Up to 256 MiB all at once, which 1,024 users reach at 65,536 items; then 64 MiB a block."""
+    assert evaluate.block_size(1024, 1, 65_536) == 0
+    assert evaluate.block_size(1024, 1, 65_537) == 16_384
+    assert evaluate.block_size(64, 9, 1_000_000) == 2**26 // (4 * 576)
+    assert evaluate.block_size(1024, 1, 1000, asked=999) == 999
+    assert evaluate.block_size(1024, 1, 1000, asked=1000) == 0
+    assert evaluate.block_size(2**20, 1, 1000) == 16
+    assert evaluate.block_size(2**25, 1, 3) == 1
+
+
+def test_rank_users_takes_blocks():
+    table_VD, histories, targets = a_table(), [[1, 2, 3], [4, 2], [5]], [4, 1, 2]
+    expected = judge(table_VD, histories, targets)
+    chunks = held(histories, targets)
+    args = scores_of_first, jnp.asarray(table_VD), jnp.eye(6), chunks, 3, only
+    for eval_items in (1, 2, 4, 5, 99):
+        np.testing.assert_array_equal(evaluate.rank_users(*args, eval_items), expected)
+
+
+def test_memory_of_blocks_grows_neither_with_the_items_nor_with_the_users_scores():
+    def temporaries(items):
+        shapes = [((64, 1, 16), 'float32'), ((items + 1, 16), 'float32')]
+        shapes += [((64,), 'int32'), ((64, 8), 'int32')]
+        f = jax.jit(evaluate.rank_in_blocks, static_argnames=('combine', 'block'))
+        arrays = (jax.ShapeDtypeStruct(*shape) for shape in shapes)
+        compiled = f.lower(*arrays, combine=only, block=1024).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    base = temporaries(100_000)
+    assert base < 4 * 4 * 64 * 1024
+    assert abs(temporaries(1_000_000) - base) < 2**16

@@ -539,12 +539,16 @@ def test_a_sampled_loss_by_hand():
     args = np.ones((1, 1)), item_VD, np.array([1]), np.array([2, 3, 1]), np.ones(1)
     sampled = losses.sampled_cross_entropy
     np.testing.assert_allclose(sampled(*args), [math.log(1 + 2 + 3), 1], rtol=1e-6)
-    # Negatives of weight 0 are out; those drawn twice as often count half as much.
+    # Negatives of weight 0 are out.
     weight_TR = np.array([[1.0, 0.0, 1.0]])
     np.testing.assert_allclose(sampled(*args, negative_weight_TR=weight_TR)[0], math.log(1 + 2))
-    log_q_V = np.log([np.nan, 1 / 4, 1 / 2, 1 / 4])
-    expected = math.log(1 + 2 * (1 / 4) / (1 / 2) + 3)
-    np.testing.assert_allclose(sampled(*args, log_q_V=log_q_V)[0], expected, rtol=1e-6)
+    # Three draws; each counts by its probability, the target by itself.
+    log_q_R = np.log([1 / 2, 1 / 4, 1 / 4])
+    expected = math.log(1 + 2 / (3 / 2) + 3 / (3 / 4))
+    np.testing.assert_allclose(sampled(*args, log_q=log_q_R)[0], expected, rtol=1e-6)
+    own = args[:3], np.array([[2, 3, 1]]), args[4]
+    total, _ = sampled(*own[0], *own[1:], log_q=log_q_R[None])
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
 
 
 def test_nothing_but_the_target_drawn_costs_nothing():
@@ -555,16 +559,25 @@ def test_nothing_but_the_target_drawn_costs_nothing():
         np.testing.assert_allclose(result, np.zeros(result.shape), atol=1e-6)
 
 
-def test_a_uniform_correction_cancels_and_padding_is_never_read():
+def test_padding_is_never_read_where_negatives_are_drawn():
     query_TD, item_VD, target_T, weight_T = make(20, 9)
     negative_TR, valid_TR = make_negatives(20, 9, 4)
     sampled = partial(losses.sampled_cross_entropy, negative_weight_TR=valid_TR)
     args = target_T, negative_TR, weight_T
     expected = graded(sampled, query_TD, item_VD, *args)
     item_VD[0] = np.nan
-    log_q_V = np.full(10, math.log(1 / 9))
-    log_q_V[0] = -np.inf
-    assert_close(graded(partial(sampled, log_q_V=log_q_V), query_TD, item_VD, *args), expected)
+    assert_close(graded(sampled, query_TD, item_VD, *args), expected)
+    # Nine items are drawn alike, four times: a weight of 9 / 4 each.
+    log_q_TR = np.full((20, 4), math.log(1 / 9), np.float32)
+    scores = query_TD @ np.nan_to_num(item_VD).T
+    expected = 0.0
+    for t in range(20):
+        own = scores[t, target_T[t]]
+        valid = [v for v, w in zip(negative_TR[t], valid_TR[t]) if w and v != target_T[t]]
+        drawn = sum(math.exp(scores[t, v] - own) for v in valid)
+        expected += float(weight_T[t]) * math.log(1 + 9 / 4 * drawn)
+    total, _ = sampled(query_TD, item_VD, *args, log_q=log_q_TR)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
 def test_sampled_losses_of_bfloat16_are_summed_in_float32():

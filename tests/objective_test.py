@@ -9,6 +9,7 @@ import pytest
 from layers_test import assert_close, float64, new_key, quick_jit
 from sasrec_test import PACKED, encode, make_batch, make_model
 
+from fame_jax import losses
 from fame_jax.models import objective
 
 OPTIONS = {'loss': 'ce', 'num_negatives': 1, 'chunk_tokens': 0, 'chunk_items': 0}
@@ -154,3 +155,51 @@ def test_in_history_of_a_packed_row():
         [1, 1, 0, 0, 0, 0],
     ]
     assert found_BLR[1, 0].tolist() == [0, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    'options',
+    [{'tied_items': False}, {'item_training': 'frozen'}, {'item_training': 'added'}],
+    ids=['untied', 'frozen', 'added'],
+)
+def test_raw_rows_of_every_table_give_what_item_vectors_give(options):
+    module, params = make_model('sasrec', temperature=0.5, **options)
+    assert module.has_plain_items()
+    expected = graded(module)(params, BATCH, new_key(0))
+    actual = graded(module, chunk_items=5)(params, BATCH, new_key(0))
+    jax.tree.map(assert_close, actual, expected)
+
+
+def test_models_with_item_vectors_of_their_own_keep_them():
+    plain = {name: make_model(name)[0].has_plain_items() for name in ('sasrec', 'fame', 'gru4rec')}
+    assert all(plain.values()), plain
+    for name in ('core', 'atten_mixer'):
+        assert not make_model(name)[0].has_plain_items()
+    module, params = make_model('core')
+    chunked = summed(module, chunk_items=5)(params, BATCH, new_key(0))
+    jax.tree.map(assert_close, chunked, summed(module)(params, BATCH, new_key(0)))
+
+
+def test_negatives_by_popularity_count_by_their_probability():
+    """Of two items, one is drawn nine times in ten; a softmax has its target once."""
+    module, params = make_model('sasrec', temperature=0.5)
+    params['item_table'] = params['item_table'][:3]
+    module = module.clone(num_items=2)
+    batch = make_batch(
+        {'tokens': [[1, 2]], 'positions': [[0, 1]], 'segments': [[1, 1]], 'targets': [[2, 1]]}
+    )
+    query_BLD, item_VD = encode(module, params, *batch[:3], method='query_and_items')
+    score_LV = float64(query_BLD)[0] @ float64(item_VD).T
+    popularity_V = losses.cumulate(np.array([0, 89, 9]))
+    f = summed(
+        module, loss='sampled', num_negatives=9, negatives='popularity', popularity_V=popularity_V
+    )
+    total, number = f(params, batch, new_key(0))
+    margins = score_LV[0, 1] - score_LV[0, 2], score_LV[1, 2] - score_LV[1, 1]
+    possible = [
+        math.log(1 + ones / 9 / 0.9 * math.exp(margins[0]))
+        + math.log(1 + (9 - ones) / 9 / 0.1 * math.exp(margins[1]))
+        for ones in range(10)
+    ]
+    assert min(abs(total - value) for value in possible) < 1e-5
+    assert number == 2

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fame_jax.models import layers
+from fame_jax.sharding import table_rows
 
 Array = jax.Array
 
@@ -25,9 +26,10 @@ class ItemModel(nn.Module):
     tied_items: bool
     item_training: str
     dtype: Any
+    mesh: jax.sharding.Mesh | None  # that shares the tables by items
 
     def setup(self) -> None:
-        shape_VD = (self.num_items + 1, self.width)
+        shape_VD = (table_rows(self.num_items, self.mesh), self.width)
         if self.item_training != 'frozen':
             self.item_table = self.param('item_table', layers.normal_init, shape_VD)
         if self.item_training != 'trained':
@@ -42,17 +44,32 @@ class ItemModel(nn.Module):
         row = jax.lax.stop_gradient(self.frozen_table)[items]
         return row if self.item_training == 'frozen' else row + self.item_table[items]
 
+    def item_rows(self) -> Array:
+        """The table behind the item vectors as it is kept, [V + 1, D] by item id."""
+        return self.read(...) if self.tied_items else self.output_table
+
+    def vectors_of(self, row_VD: Array) -> Array:
+        """The vectors of some rows of that table, each by itself."""
+        return self.comparable(row_VD.astype(self.dtype))
+
     def item_vectors(self, *, train: bool = False) -> Array:
         """What queries are multiplied with, [V + 1, D] by item id; row 0 is the padding's.
 
         A model that drops parts of its candidates does so where `train` is true.
         """
-        table_VD = self.read(...) if self.tied_items else self.output_table
-        return self.comparable(table_VD.astype(self.dtype))
+        return self.vectors_of(self.item_rows())
+
+    def has_plain_items(self) -> bool:
+        """Whether item vectors are `vectors_of` rows in training too, and nothing else."""
+        return type(self).item_vectors is ItemModel.item_vectors
 
     def query_and_items(self, *arguments: Any, train: bool = False, **options: Any) -> Any:
         """Both sides of the score from one call."""
         return self(*arguments, train=train, **options)[0], self.item_vectors(train=train)
+
+    def query_and_rows(self, *arguments: Any, train: bool = False, **options: Any) -> Any:
+        """The queries, and the rows that `vectors_of` makes item vectors of, some at a time."""
+        return self(*arguments, train=train, **options)[0], self.item_rows()
 
     @staticmethod
     def combine(score_BQV: Array) -> Array:

@@ -1,5 +1,7 @@
 """What a model is trained on: the loss over a batch that the loop differentiates."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,11 +22,15 @@ def next_item(
     num_negatives: int,
     chunk_tokens: int,
     chunk_items: int,
+    negatives: str = 'uniform',
+    popularity_V: Array | None = None,
 ) -> tuple[Array, Array]:
     """The loss of predicting the next item at every position with a weight.
 
+    Where only some rows of the item table are wanted at a time, only they are made vectors.
+
     Args:
-      module: a model with `query_and_items`.
+      module: an `ItemModel`.
       params: its parameters.
       batch: fields [B, L].
       key: consumed, for dropout and negatives.
@@ -32,11 +38,15 @@ def next_item(
       num_negatives: for 'bce' per position, for 'sampled' per step.
       chunk_tokens: for 'ce', tokens at a time; 0: all.
       chunk_items: for 'ce', items at a time; 0: all.
+      negatives: for 'sampled', 'uniform' or 'popularity'.
+      popularity_V: for 'popularity', what is drawn by, of `losses.cumulate`. At millions of items
+        it is to be an argument of the program and not a constant in it.
 
     Returns:
       The weighted sum over positions and the sum of weights, float32 scalars.
     """
     dropout_key, negative_key = jax.random.split(key)
+    by_rows = module.has_plain_items() and (loss != 'ce' or chunk_items > 0)
     query_BLD, item_VD = module.apply(
         {'params': params},
         batch.tokens_BL,
@@ -44,7 +54,7 @@ def next_item(
         batch.segments_BL,
         train=True,
         rngs={'dropout': dropout_key},
-        method='query_and_items',
+        method='query_and_rows' if by_rows else 'query_and_items',
     )
     return item_loss(
         query_BLD,
@@ -55,6 +65,11 @@ def next_item(
         num_negatives=num_negatives,
         chunk_tokens=chunk_tokens,
         chunk_items=chunk_items,
+        negatives=negatives,
+        popularity_V=popularity_V,
+        prepare=module.vectors_of if by_rows else losses.as_they_are,
+        num_items=module.num_items,
+        mesh=module.mesh,
     )
 
 
@@ -68,13 +83,31 @@ def item_loss(
     num_negatives: int,
     chunk_tokens: int,
     chunk_items: int,
+    negatives: str = 'uniform',
+    popularity_V: Array | None = None,
+    prepare: Callable[[Array], Array] = losses.as_they_are,
+    num_items: int,
+    mesh: jax.sharding.Mesh | None,
 ) -> tuple[Array, Array]:
-    """The loss of a batch's targets, given a query per position; otherwise as `next_item`."""
+    """The loss of a batch's targets, given a query per position; otherwise as `next_item`.
+
+    `prepare` makes vectors of any rows of `item_VD`, as the losses have it; `mesh` is the devices
+    that share those rows, of which there may then be more than V + 1.
+    """
     query_TD = query_BLD.reshape(-1, query_BLD.shape[-1])
     target_T, weight_T = batch.targets_BL.reshape(-1), batch.weights_BL.reshape(-1)
-    num_items = item_VD.shape[0] - 1
+    if loss == 'ce' and mesh is not None:
+        return losses.divided_cross_entropy(
+            query_TD,
+            prepare(item_VD),
+            target_T,
+            weight_T,
+            mesh=mesh,
+            num_items=num_items,
+            chunk_tokens=chunk_tokens,
+        )
     if loss == 'ce' and not chunk_tokens and not chunk_items:
-        return losses.cross_entropy(query_TD, item_VD, target_T, weight_T)
+        return losses.cross_entropy(query_TD, prepare(item_VD), target_T, weight_T)
     if loss == 'ce':
         return losses.chunked_cross_entropy(
             query_TD,
@@ -83,16 +116,29 @@ def item_loss(
             weight_T,
             chunk_tokens=chunk_tokens,
             chunk_items=chunk_items,
+            prepare=prepare,
         )
     if loss == 'sampled':
-        negative_R = losses.draw_negatives(key, (num_negatives,), num_items)
-        return losses.sampled_cross_entropy(query_TD, item_VD, target_T, negative_R, weight_T)
+        shape_R, log_q_R = (num_negatives,), None
+        if negatives == 'popularity':
+            negative_R, log_q_R = losses.draw_popular(key, shape_R, popularity_V)
+        else:
+            negative_R = losses.draw_negatives(key, shape_R, num_items)
+        return losses.sampled_cross_entropy(
+            query_TD, item_VD, target_T, negative_R, weight_T, log_q=log_q_R, prepare=prepare
+        )
     shape_BLR = (*batch.tokens_BL.shape, num_negatives)
     negative_BLR = losses.draw_negatives(key, shape_BLR, num_items)
     valid_TR = ~in_history(batch, negative_BLR).reshape(-1, num_negatives)
     negative_TR = negative_BLR.reshape(-1, num_negatives)
     return losses.binary_cross_entropy(
-        query_TD, item_VD, target_T, negative_TR, weight_T, valid_TR.astype(jnp.float32)
+        query_TD,
+        item_VD,
+        target_T,
+        negative_TR,
+        weight_T,
+        valid_TR.astype(jnp.float32),
+        prepare=prepare,
     )
 
 

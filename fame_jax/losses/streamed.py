@@ -1,0 +1,120 @@
+"""The streamed form: the cross-entropy over all items, a chunk of them at a time.
+
+Two passes over the table, each chunk of which is read and prepared once in a pass. The first has
+one product and leaves log Z; the second multiplies again and forms both gradients, three products.
+Three in all would do only if a chunk's gradient could be formed before log Z is known, and it
+cannot: it is a sum over tokens of exp(s) / Z times a query, and each token has a Z of its own.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fame_jax.losses.pieces import chunk_of, d_weight, matmul, put, rows, rowwise, weigh
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def streamed(
+    chunk_T: int,
+    chunk_V: int,
+    prepare: Callable[[jax.Array], jax.Array],
+    query_TD: jax.Array,
+    item_VD: jax.Array,
+    target_T: jax.Array,
+    weight_T: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """As `chunked_cross_entropy`, where chunk_V is smaller than V; chunk_T 0: all tokens."""
+    return _forward(chunk_T, chunk_V, prepare, query_TD, item_VD, target_T, weight_T)[0]
+
+
+def _forward(
+    chunk_T: int,
+    chunk_V: int,
+    prepare: Callable[[jax.Array], jax.Array],
+    query_TD: jax.Array,
+    item_VD: jax.Array,
+    target_T: jax.Array,
+    weight_T: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    T, V = query_TD.shape[0], item_VD.shape[0] - 1
+    size = min(chunk_T, T) or T
+
+    def add_items(j: jax.Array, carry: tuple) -> tuple:
+        first, fresh_V = chunk_of(j, chunk_V, V)
+        vector_VD = prepare(*rows(1 + first, chunk_V, item_VD))
+
+        def add_tokens(i: jax.Array, carry: tuple) -> tuple:
+            start, fresh_T = chunk_of(i, size, T)
+            query, max_T, sum_T = rows(start, size, query_TD, *carry)
+            logit_TV = jnp.where(fresh_V[None, :], matmul(query, vector_VD.T), -jnp.inf)
+            new_T = jnp.maximum(max_T, logit_TV.max(axis=1))
+            more_T = jnp.exp(logit_TV - new_T[:, None]).sum(axis=1)
+            both = new_T, sum_T * jnp.exp(max_T - new_T) + more_T
+            # A token that an earlier chunk has held knows these items already.
+            kept = (jnp.where(fresh_T, x, old) for x, old in zip(both, (max_T, sum_T)))
+            return tuple(put(start, x, part) for x, part in zip(carry, kept))
+
+        return lax.fori_loop(0, -(-T // size), add_tokens, carry)
+
+    picked_T = rowwise(query_TD, prepare(item_VD[target_T]))
+    # The target is among the items, so its score is no more than the maximum. To begin with it puts
+    # the last look at the table before all that follows from log Z. Were the target looked up
+    # beside the loop, an optimizer could not write over the table, and XLA would copy it first.
+    max_T, sum_T = lax.fori_loop(0, -(-V // chunk_V), add_items, (picked_T, jnp.zeros(T)))
+    total_T = max_T + jnp.log(sum_T)
+    loss_T = total_T - picked_T
+    saved = query_TD, item_VD, target_T, weight_T, total_T, loss_T
+    return weigh(loss_T, weight_T), saved
+
+
+def _backward(
+    chunk_T: int,
+    chunk_V: int,
+    prepare: Callable[[jax.Array], jax.Array],
+    saved: tuple[jax.Array, ...],
+    cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array | None, ...]:
+    query_TD, item_VD, target_T, weight_T, total_T, loss_T = saved
+    T, V = query_TD.shape[0], item_VD.shape[0] - 1
+    size = min(chunk_T, T) or T
+    # Weights, and what is not to be counted twice, go into the small factors and not over [T, V].
+    scale_T1 = (weight_T * cotangents[0])[:, None]
+    scaled_TD = (query_TD * scale_T1).astype(query_TD.dtype)
+
+    def add_items(j: jax.Array, carry: tuple) -> tuple:
+        d_query_TD, d_item_VD = carry
+        first, fresh_V = chunk_of(j, chunk_V, V)
+        vector_VD, pull = jax.vjp(prepare, *rows(1 + first, chunk_V, item_VD))
+        fresh_VD = jnp.where(fresh_V[:, None], vector_VD, 0)
+        ids_V = 1 + first + jnp.arange(chunk_V, dtype=target_T.dtype)
+
+        def add_tokens(i: jax.Array, carry: tuple) -> tuple:
+            d_query_TD, d_vector_DV = carry
+            start, fresh_T = chunk_of(i, size, T)
+            parts = rows(start, size, query_TD, scaled_TD, target_T, total_T, d_query_TD)
+            query, scaled, target, total, old = parts
+            slope_TV = jnp.exp(matmul(query, vector_VD.T) - total[:, None])
+            slope_TV -= target[:, None] == ids_V[None, :]
+            slope_TV = slope_TV.astype(query.dtype)
+            new = jnp.where(fresh_T[:, None], old + matmul(slope_TV, fresh_VD), old)
+            scaled = jnp.where(fresh_T[:, None], scaled, 0)
+            return put(start, d_query_TD, new), d_vector_DV + matmul(scaled.T, slope_TV)
+
+        zero = d_query_TD, jnp.zeros(vector_VD.shape[::-1])
+        d_query_TD, d_vector_DV = lax.fori_loop(0, -(-T // size), add_tokens, zero)
+        (d_row_VD,) = pull(d_vector_DV.T.astype(vector_VD.dtype))
+        # A chunk's rows are whole after all the tokens, so the table is written once, in its own
+        # dtype; rows of an earlier chunk keep what they have.
+        new = jnp.where(fresh_V[:, None], d_row_VD, *rows(1 + first, chunk_V, d_item_VD))
+        return d_query_TD, put(1 + first, d_item_VD, new)
+
+    zeros = jnp.zeros(query_TD.shape), jnp.zeros_like(item_VD)
+    d_query_TD, d_item_VD = lax.fori_loop(0, -(-V // chunk_V), add_items, zeros)
+    d_query_TD = (d_query_TD * scale_T1).astype(query_TD.dtype)
+    return d_query_TD, d_item_VD, None, d_weight(loss_T, weight_T, cotangents)
+
+
+streamed.defvjp(_forward, _backward)
