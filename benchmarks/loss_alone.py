@@ -1,28 +1,24 @@
 """The full-catalogue cross-entropy alone: value and both gradients, one variant against another.
 
-    python -m benchmarks.loss_alone --json loss_alone.json
-
-All variants are compiled first and then take turns, one call each a round, so that a noisy
-neighbour troubles all alike. GFLOP/s counts the three products that no exact gradient can do
-without, 6 T V D, whatever a variant really does; `products` is those three and nothing else, and
-`one product` the first of them.
+A section of benchmarks/suite.py. `products` is the three products that no exact gradient can do
+without and nothing else, `one product` the first of them.
 """
 
-import argparse
-import datetime
 import functools
-import json
-import os
-import platform
-import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
-import numpy as np
 from jax import lax
 
+from benchmarks.turns import Effort, Program, contest
 from fame_jax import losses
+from fame_jax.run import Run
+
+TOKENS = {'cpu': 512}  # of a step; elsewhere 16,384
+CHUNKS = {'cpu': ((64, 0), (128, 0), (256, 0), (0, 2048), (128, 1024), (256, 1024), (256, 4096))}
+LONG_CHUNKS = ((128, 0), (512, 0), (2048, 0), (0, 2048), (2048, 2048), (2048, 8192))
 
 matmul = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
 
@@ -107,7 +103,9 @@ def one_product(query_TD, item_VD, target_T, weight_T):
     return matmul(query_TD, item_VD.T)
 
 
-def make_variants(chunks):
+def make_variants(chunks, quick=False):
+    """The functions (query_TD, item_VD, target_T, weight_T) that are compared, by name."""
+
     def graded(loss):
         return jax.value_and_grad(loss, argnums=(0, 1))
 
@@ -115,110 +113,34 @@ def make_variants(chunks):
         sizes = {'chunk_tokens': chunk_tokens, 'chunk_items': chunk_items}
         return graded(lambda *args: losses.chunked_cross_entropy(*args, **sizes)[0])
 
-    variants = {
-        'one product': one_product,
-        'products': products,
-        'autodiff, column masked, logits gathered': graded(mask_gather_logit),
-        'autodiff, column masked, target by compare': graded(mask_compare),
-        'autodiff, column masked, items gathered': graded(mask_gather_item),
-        'autodiff, row sliced off, items gathered': graded(slice_gather_item),
-        'autodiff, row sliced off, logits [V, T]': graded(slice_items_first),
-        'gradient with the value, no barrier': functools.partial(by_hand, items_first=False),
-        'gradient with the value, logits [V, T]': functools.partial(by_hand, items_first=True),
+    kept = {
         'cross_entropy': graded(lambda *args: losses.cross_entropy(*args)[0]),
         'cross_entropy, value alone': lambda *args: losses.cross_entropy(*args)[0],
+        'products': products,
+        'one product': one_product,
     }
-    return variants | {f'chunked {t} x {v or "all"}': chunked(t, v) for t, v in chunks}
-
-
-def measure(variants, data, rounds):
-    compiled = {name: jax.jit(f).lower(*data).compile() for name, f in variants.items()}
-    seconds = {name: [] for name in variants}
-    for turn in range(rounds + 1):
-        for name, f in compiled.items():
-            start = time.perf_counter()
-            jax.block_until_ready(f(*data))
-            if turn:  # The first round warms up.
-                seconds[name].append(time.perf_counter() - start)
-    memory = {name: f.memory_analysis().temp_size_in_bytes for name, f in compiled.items()}
-    return seconds, memory
-
-
-def processor():
-    if os.path.exists('/proc/cpuinfo'):
-        with open('/proc/cpuinfo') as lines:
-            names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--tokens', type=int, default=512)
-    parser.add_argument('--items', type=int, default=11925)
-    parser.add_argument('--width', type=int, default=64)
-    parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'])
-    parser.add_argument('--rounds', type=int, default=40)
-    parser.add_argument(
-        '--chunks',
-        default='64x0,128x0,256x0,0x2048,128x1024,256x512,256x1024,256x4096',
-        help='TOKENSxITEMS, comma-separated; 0 is all of them.',
-    )
-    parser.add_argument('--json', help='Write the result to this file too.')
-    args = parser.parse_args()
-
-    chunks = [tuple(map(int, chunk.split('x'))) for chunk in args.chunks.split(',')]
-    data = make_data(args.tokens, args.items, args.width, args.dtype)
-    seconds, memory = measure(make_variants(chunks), data, args.rounds)
-
-    product = 2 * args.tokens * args.items * args.width
-    counts = {'one product': 1, 'cross_entropy, value alone': 1}
-    kept = np.median(seconds['cross_entropy'])
-    rows = []
-    for name, times in seconds.items():
-        p10, median, p90 = np.quantile(times, [0.1, 0.5, 0.9])
-        rows.append(
-            {
-                'variant': name,
-                'median_ms': 1e3 * median,
-                'p10_ms': 1e3 * p10,
-                'p90_ms': 1e3 * p90,
-                'ratio': median / kept,
-                'gflops': 1e-9 * counts.get(name, 3) * product / median,
-                'temporaries_mib': memory[name] / 2**20,
-            }
-        )
-    result = {
-        'shape': {'tokens': args.tokens, 'items': args.items, 'width': args.width},
-        'dtype': args.dtype,
-        'rounds': args.rounds,
-        'date': datetime.date.today().isoformat(),
-        'machine': {
-            'device': jax.devices()[0].device_kind,
-            'processor': processor(),
-            'cores': os.cpu_count(),
-            'load': os.getloadavg()[0],
-        },
-        'versions': {
-            'python': platform.python_version(),
-            'jax': jax.__version__,
-            'jaxlib': jaxlib.__version__,
-            'numpy': np.__version__,
-        },
-        'rows': rows,
+    kept |= {f'chunked {t} x {v or "all"}': chunked(t, v) for t, v in chunks}
+    others = {
+        'autodiff, masked, gathered': graded(mask_gather_logit),
+        'autodiff, masked, compared': graded(mask_compare),
+        'autodiff, masked, items': graded(mask_gather_item),
+        'autodiff, sliced, items': graded(slice_gather_item),
+        'autodiff, sliced, [V, T]': graded(slice_items_first),
+        'by hand, no barrier': functools.partial(by_hand, items_first=False),
+        'by hand, [V, T]': functools.partial(by_hand, items_first=True),
     }
-    print(', '.join(f'{k} {v}' for k, v in (result['shape'] | result['machine']).items()))
-    print(f'{"variant":44}  median    P10    P90 ms   ratio  GFLOP/s  temp MiB')
-    for row in rows:
-        print(
-            f'{row["variant"]:44} {row["median_ms"]:7.2f} {row["p10_ms"]:6.2f} {row["p90_ms"]:6.2f}'
-            f' {row["ratio"]:10.2f} {row["gflops"]:8.0f} {row["temporaries_mib"]:9.1f}'
-        )
-    if args.json:
-        with open(args.json, 'w') as file:
-            json.dump(result, file, indent=2)
+    return kept if quick else kept | others
 
 
-if __name__ == '__main__':
-    main()
+def time_loss(base: Run, effort: Effort, deadline: float) -> list[dict[str, Any]]:
+    """The loss over the run's catalogue, for as many tokens as suit the device."""
+    backend = jax.default_backend()
+    tokens, chunks = TOKENS.get(backend, 16_384), CHUNKS.get(backend, LONG_CHUNKS)
+    data = make_data(tokens, base.data.num_items, base.config.width, 'float32')
+    about = {'items': tokens, 'catalogue': base.data.num_items, 'width': base.config.width}
+
+    def maker(function: Callable) -> Callable[[], Program]:
+        return lambda: Program(function, data, **about)
+
+    several = make_variants(chunks, effort.quick)
+    return contest({name: maker(function) for name, function in several.items()}, effort, deadline)

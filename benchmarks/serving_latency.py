@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.baselines_throughput import ROOT, others_seconds
-from benchmarks.loss_alone import processor
+from benchmarks.machine import processor
 from benchmarks.serving_bench import RECIPE, TOP_K, Bench
 from fame_jax import export
 from fame_jax import run as run_lib
