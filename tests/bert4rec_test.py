@@ -27,7 +27,7 @@ from surgery_test import shapes
 
 from fame_jax import surgery
 from fame_jax.batch import Batch
-from fame_jax.models import bert4rec, fame
+from fame_jax.models import bert4rec, facet_block, fame
 from fame_jax.models.bert4rec import BERT4Rec
 from fame_jax.models.fame import FAMEBERT4Rec
 
@@ -472,7 +472,7 @@ def test_surgery_keeps_the_encoders_slices():
     block = new['facet_block']
     idle = ('down', 'down_bias', 'gate', 'gate_bias')
     block |= {name: jnp.zeros_like(block[name]) for name in idle}
-    block['facet'] = fame.slice_selectors(None, (2, 8, 4))
+    block['facet'] = facet_block.slice_selectors(None, (2, 8, 4))
     old['block_0']['feed_forward_norm'] = {'scale': jnp.ones(8), 'bias': jnp.zeros(8)}
     block['feed_forward_norm'] = {'scale': jnp.ones(4), 'bias': jnp.zeros(4)}
     _, _, segments_BL = fields = rows_with_masks(5)

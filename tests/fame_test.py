@@ -34,7 +34,7 @@ from sasrec_test import (
     make_model,
 )
 
-from fame_jax.models import fame, layers
+from fame_jax.models import facet_block, fame, layers
 
 
 def facet_loop(x_LD, segments_L, p, block):
@@ -61,8 +61,15 @@ def facet_loop(x_LD, segments_L, p, block):
                     x_LD, segments_L, i, query_K, p, h, block.scale
                 )
                 f_NK.append(f_K)
-            beta_N = softmax_loop(np.concatenate(f_NK) @ p['router'][h])  # (16)
+            read = np.concatenate(f_NK) if block.routing == 'outputs' else x_LD[i]
+            beta_N = softmax_loop(read @ p['router'][h])  # (16)
+            active = sorted(range(num_experts), key=lambda n: (-beta_N[n], n))
+            idle = active[block.active_experts or num_experts :]
+            beta_N[idle] = 0
+            beta_N = beta_N / sum(beta_N)
             out['router_LHN'][i, h] = beta_N
+            if block.routing == 'inputs':
+                out['attention_HNQS'][h, idle, i] = 0
             f_HK.append(sum(beta * f_K for beta, f_K in zip(beta_N, f_NK)))  # (17)
         f_D = np.concatenate(f_HK)
         if block.output_projection == 'keep':
@@ -88,7 +95,12 @@ def make_block(length, seed=0, **options):
     default = {
         'num_heads': 2,
         'num_experts': 3,
+        'routing': 'outputs',
+        'active_experts': 0,
         'dropout': 0.0,
+        'attention_dropout': -1.0,
+        'attention': 'einsum',
+        'remat': 'none',
         'max_distance': 3,
         'bias': True,
         'scale': 'head',
@@ -100,7 +112,7 @@ def make_block(length, seed=0, **options):
         'ffn_shared': True,
         'dtype': jnp.float32,
     }
-    block = fame.FacetBlock(**default | options)
+    block = facet_block.FacetBlock(**default | options)
     segments_BL = np.array(ROWS[length], np.int32)
     x_BLD = np.random.default_rng(seed).normal(size=(*segments_BL.shape, 8)).astype(np.float32)
     mask_BLL = layers.visible(segments_BL)
@@ -123,6 +135,10 @@ OPTIONS = [
     {'attention_residual': 'slice', 'output_projection': 'keep', 'ffn_shared': False},
     {'attention_residual': 'none', 'output_projection': 'keep', 'max_distance': 0},
     {'ffn_shared': False, 'gate_scale': 'one', 'bias': False, 'scale': 'model'},
+    {'active_experts': 2, 'attention': 'fused'},
+    {'routing': 'inputs'},
+    {'routing': 'inputs', 'active_experts': 2},
+    {'routing': 'inputs', 'active_experts': 1, 'max_distance': 0, 'attention': 'fused'},
 ]
 CASES = [
     *((5, {'num_heads': 2, 'num_experts': 3, **options}) for options in OPTIONS),
@@ -187,7 +203,7 @@ def test_dropping_everything_leaves_what_no_dropout_is_over(residual):
 
 
 def test_slices_hand_head_h_slice_h_of_the_item():
-    w_HDK = fame.slice_selectors(None, (3, 6, 2))
+    w_HDK = facet_block.slice_selectors(None, (3, 6, 2))
     item_D = np.array([1.0, 2, 3, 4, 5, 6])
     assert [(item_D @ w_DK).tolist() for w_DK in w_HDK] == [[1, 2], [3, 4], [5, 6]]
 
@@ -216,9 +232,11 @@ def fame_loop(p, tokens_L, positions_L, segments_L, module):
     facet = p['facet_block']
     assert ('distance' in facet) == (module.positions != 'start')
     options = ('num_heads', 'num_experts', 'ffn_shared', 'attention_residual', 'output_projection')
-    block = fame.FacetBlock(
-        **{name: getattr(module, name) for name in (*options, 'gate_scale')},
-        **dict.fromkeys(('dropout', 'max_distance', 'bias', 'facet_init', 'facet_learned'), None),
+    options += ('routing', 'active_experts', 'gate_scale')
+    unread = ('dropout', 'attention_dropout', 'attention', 'remat', 'max_distance', 'bias')
+    block = facet_block.FacetBlock(
+        **{name: getattr(module, name) for name in options},
+        **dict.fromkeys((*unread, 'facet_init', 'facet_learned')),
         scale=module.attention_scale,
         dtype=None,
     )
@@ -249,6 +267,7 @@ MODELS = [
     (5, PAPER),
     (5, {'positions': 'relative', 'max_length': 3, 'num_blocks': 2}),
     (5, {'num_heads': 4, 'num_experts': 2, 'attention_scale': 'model', 'tied_items': False}),
+    (5, {'routing': 'inputs', 'active_experts': 2, 'num_blocks': 2}),
 ]
 
 

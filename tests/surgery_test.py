@@ -12,7 +12,7 @@ from layers_test import assert_close, new_key, norm_loop, rows
 from sasrec_test import encode, make_model
 
 from fame_jax import config, surgery
-from fame_jax.models import build, fame
+from fame_jax.models import build, facet_block, fame
 
 OLD = {'a': jnp.array([1.0, 2]), 'b': {'c': jnp.array([3.0])}}
 
@@ -274,7 +274,7 @@ def test_surgery_keeps_the_backbones_slices():
     block |= {
         name: jnp.zeros_like(block[name]) for name in ('down', 'down_bias', 'gate', 'gate_bias')
     }
-    block['facet'] = fame.slice_selectors(None, (2, 8, 4))
+    block['facet'] = facet_block.slice_selectors(None, (2, 8, 4))
     old['block_1']['feed_forward_norm'] = {'scale': jnp.ones(8), 'bias': jnp.zeros(8)}
     block['feed_forward_norm'] = {'scale': jnp.ones(4), 'bias': jnp.zeros(4)}
     _, _, segments_BL = fields = rows(5)

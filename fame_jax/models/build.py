@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 
 CHUNKS = ('chunk_tokens', 'chunk_items')
-NEXT_ITEM = ('loss', 'num_negatives', *CHUNKS)
+NEXT_ITEM = ('loss', 'num_negatives', 'negatives', *CHUNKS)
 VIEWS = ('crop_share', 'mask_share', 'reorder_share')
 CONTRAST = ('contrast_weight', 'contrast_temperature', 'contrast_anchors')
 PLAN = ('expert_init', 'expert_noise')
@@ -57,8 +57,8 @@ PLAN = ('expert_init', 'expert_noise')
 MODELS = {
     'fame': Row(
         FAME,
-        objective.next_item,
-        NEXT_ITEM,
+        functools.partial(fame.balanced, objective.next_item),
+        (*NEXT_ITEM, 'balance_weight'),
         title='FAME',
         backbone='sasrec',
         plan=fame.plan,
@@ -66,8 +66,8 @@ MODELS = {
     ),
     'fame_bert4rec': Row(
         FAMEBERT4Rec,
-        bert4rec.cloze,
-        ('cloze_rate', *CHUNKS),
+        functools.partial(fame.balanced, bert4rec.cloze),
+        ('cloze_rate', *CHUNKS, 'balance_weight'),
         title='FAME over BERT4Rec',
         layout='cloze',
         backbone='bert4rec',
@@ -103,12 +103,15 @@ MODELS = {
 }
 
 
-def build(name: str, config: Config, num_items: int) -> nn.Module:
+def build(
+    name: str, config: Config, num_items: int, mesh: jax.sharding.Mesh | None = None
+) -> nn.Module:
     """The module of a model, its fields filled by name from the config."""
     module = MODELS[name].module
     values = {
         **dataclasses.asdict(config),
         'num_items': num_items,
+        'mesh': mesh,
         'dtype': jnp.dtype(config.dtype),
     }
     own = {field.name for field in dataclasses.fields(module)} - {'parent', 'name'}

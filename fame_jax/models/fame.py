@@ -9,7 +9,6 @@ is linear in the item, so training, ranking and export use the one vector u and 
 table. `head_scores` is the long form, for explanation.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,162 +17,24 @@ import jax
 import jax.numpy as jnp
 
 from fame_jax import surgery
-from fame_jax.models import layers
+from fame_jax.batch import Batch
+from fame_jax.models import views
 from fame_jax.models.bert4rec import BidirectionalSASRec
+from fame_jax.models.facet_block import BALANCE, FacetBlock
 from fame_jax.models.sasrec import SASRec
 
 Array = jax.Array
-
-
-def slice_selectors(key: Array, shape_HDK: tuple[int, int, int]) -> Array:
-    """W_f that hands head h slice h of the item vector; the key is not used."""
-    num_heads, width, head_width = shape_HDK
-    eye_DHK = jnp.eye(width).reshape(width, num_heads, head_width)
-    return eye_DHK.transpose(1, 0, 2)
-
-
-class FacetBlock(nn.Module):
-    """Mixture-of-experts attention, one prediction per head, and the gate over heads."""
-
-    num_heads: int
-    num_experts: int
-    dropout: float
-    max_distance: int
-    bias: bool
-    scale: str
-    attention_residual: str
-    output_projection: str
-    facet_init: str
-    facet_learned: bool
-    gate_scale: str
-    ffn_shared: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(
-        self, x_BLD: Array, mask_BLL: Array, *, train: bool, last: bool
-    ) -> tuple[Array, dict[str, Array]]:
-        """The collapsed query u, [B, L, D] or [B, 1, D] if `last`, and the intermediates:
-
-        attention_BHNQS, router_BLHN (beta, eq. 16), heads_BLHK (F, eq. 7), gate_BLH (g, eq. 10) and
-        facet_HDK (W_f, eq. 9).
-        """
-        drop = functools.partial(layers.Dropout(self.dropout), train=train)
-        asked_BLD = x_BLD[:, -1:] if last else x_BLD
-        f_BLHNK, weight_BHNQS = self.experts(x_BLD, asked_BLD, mask_BLL, drop, last)
-        router_BLHN = self.route(f_BLHNK)
-        f_BLHK = jnp.einsum('BLHN,BLHNK->BLHK', router_BLHN, f_BLHNK)  # (17)
-        f_BLHK = self.add_residual(asked_BLD, f_BLHK, drop)
-        heads_BLHK = self.feed_forward(f_BLHK, drop)
-        gate_BLH = self.gate(heads_BLHK)
-        facet_HDK = self.facets(x_BLD.shape[-1])
-        u_BLD = jnp.einsum('BLH,BLHK,HDK->BLD', gate_BLH, heads_BLHK, facet_HDK)
-        return u_BLD, {
-            'attention_BHNQS': weight_BHNQS,
-            'router_BLHN': router_BLHN,
-            'heads_BLHK': heads_BLHK,
-            'gate_BLH': gate_BLH,
-            'facet_HDK': facet_HDK,
-        }
-
-    def experts(
-        self,
-        x_BLD: Array,
-        asked_BLD: Array,
-        mask_BLL: Array,
-        drop: Callable[[Array], Array],
-        last: bool,
-    ) -> tuple[Array, Array]:
-        """What each expert of each head gathers from the history (eqs. 12-15)."""
-        width = x_BLD.shape[-1]
-        head_width = width // self.num_heads
-        shape_HDK = (self.num_heads, width, head_width)
-        shape_HNDK = (self.num_heads, self.num_experts, width, head_width)
-        query_BLHNK = layers.project(self, 'query', shape_HNDK, 'BLD,HNDK->BLHNK', asked_BLD)
-        key_BLHK = layers.project(self, 'key', shape_HDK, 'BLD,HDK->BLHK', x_BLD)
-        value_BLHK = layers.project(self, 'value', shape_HDK, 'BLD,HDK->BLHK', x_BLD)
-        return layers.attend(
-            query_BLHNK,
-            key_BLHK,
-            value_BLHK,
-            mask_BLL[:, -1:] if last else mask_BLL,
-            layers.relative_bias(self, x_BLD.shape[1], last),
-            layers.attention_scale(self.scale, width, head_width),
-            drop,
-        )
-
-    def route(self, f_BLHNK: Array) -> Array:
-        """beta, how much each expert of a head counts (eq. 16); no bias."""
-        num_experts, head_width = f_BLHNK.shape[-2:]
-        shape_HEN = (self.num_heads, num_experts * head_width, num_experts)
-        w_HEN = self.param('router', layers.normal_init, shape_HEN).astype(self.dtype)
-        f_BLHE = f_BLHNK.reshape(*f_BLHNK.shape[:-2], num_experts * head_width)
-        logit_BLHN = jnp.einsum('BLHE,HEN->BLHN', f_BLHE, w_HEN)
-        return softmax(logit_BLHN)
-
-    def add_residual(
-        self, asked_BLD: Array, f_BLHK: Array, drop: Callable[[Array], Array]
-    ) -> Array:
-        """From eq. 17 to eq. 7, where the paper is silent on W_O, residual and LayerNorm."""
-        shape_BLHK = f_BLHK.shape
-        f_BLD = f_BLHK.reshape(asked_BLD.shape)
-        if self.output_projection == 'keep':
-            width, (num_heads, head_width) = f_BLD.shape[-1], shape_BLHK[-2:]
-            w_HKD = self.param('output', layers.normal_init, (num_heads, head_width, width))
-            bias_D = self.param('output_bias', nn.initializers.zeros, (width,))
-            f_BLD = jnp.einsum('BLHK,HKD->BLD', f_BLHK, w_HKD.astype(self.dtype))
-            f_BLD += bias_D[None, None].astype(self.dtype)
-        if self.attention_residual != 'none':
-            f_BLD = asked_BLD + drop(f_BLD)
-        if self.attention_residual == 'norm':
-            f_BLD = nn.LayerNorm(dtype=self.dtype, name='attention_norm')(f_BLD)
-        return f_BLD.reshape(shape_BLHK)
-
-    def feed_forward(self, f_BLHK: Array, drop: Callable[[Array], Array]) -> Array:
-        """F = LN(f + Dropout(FFN'(f))) in each head (eq. 7), one FFN' for all or one each."""
-        num_heads, width = (1 if self.ffn_shared else self.num_heads), f_BLHK.shape[-1]
-        up_HKK = self.param('up', layers.normal_init, (num_heads, width, width))
-        up_bias_HK = self.param('up_bias', nn.initializers.zeros, (num_heads, width))
-        down_HKK = self.param('down', layers.normal_init, (num_heads, width, width))
-        down_bias_HK = self.param('down_bias', nn.initializers.zeros, (num_heads, width))
-
-        def dense(x_BLHK: Array, w_HKK: Array, bias_HK: Array) -> Array:
-            w_HKK = jnp.broadcast_to(w_HKK, (self.num_heads, width, width)).astype(self.dtype)
-            y_BLHK = jnp.einsum('BLHK,HKJ->BLHJ', x_BLHK, w_HKK)
-            return y_BLHK + bias_HK[None, None].astype(self.dtype)
-
-        inner_BLHK = nn.relu(dense(f_BLHK, up_HKK, up_bias_HK))
-        # E[x^2] - E[x]^2, the faster way to the variance, loses its digits in narrow heads.
-        norm = nn.LayerNorm(dtype=self.dtype, use_fast_variance=False, name='feed_forward_norm')
-        return norm(f_BLHK + drop(dense(inner_BLHK, down_HKK, down_bias_HK)))
-
-    def gate(self, heads_BLHK: Array) -> Array:
-        """The heads' weights g (eq. 10), summing to 1, or to H where equal gates shall be ones."""
-        width = heads_BLHK.shape[-1] * self.num_heads
-        w_HKH = self.param('gate', layers.normal_init, (width, self.num_heads)).astype(self.dtype)
-        bias_H = self.param('gate_bias', nn.initializers.zeros, (self.num_heads,))
-        all_BLD = heads_BLHK.reshape(*heads_BLHK.shape[:2], width)
-        gate_BLH = softmax(all_BLD @ w_HKH + bias_H[None, None].astype(self.dtype))
-        return gate_BLH * (self.num_heads if self.gate_scale == 'heads' else 1)
-
-    def facets(self, width: int) -> Array:
-        """W_f [H, D, K] (eq. 9)."""
-        init = slice_selectors if self.facet_init == 'slices' else layers.normal_init
-        w_HDK = self.param('facet', init, (self.num_heads, width, width // self.num_heads))
-        if not self.facet_learned:
-            w_HDK = jax.lax.stop_gradient(w_HDK)
-        return w_HDK.astype(self.dtype)
-
-
-def softmax(logit: Array) -> Array:
-    """Over the last axis, in float32, in the dtype it came in."""
-    return jax.nn.softmax(logit.astype(jnp.float32), axis=-1).astype(logit.dtype)
 
 
 class FAME(SASRec):
     """SASRec whose last block is a FacetBlock."""
 
     num_experts: int
+    routing: str
+    active_experts: int
+    attention_dropout: float
+    attention: str
+    remat: str
     attention_residual: str
     output_projection: str
     facet_init: str
@@ -188,7 +49,12 @@ class FAME(SASRec):
         return FacetBlock(
             self.num_heads,
             self.num_experts,
+            self.routing,
+            self.active_experts,
             self.dropout,
+            self.attention_dropout,
+            self.attention,
+            self.remat,
             self.max_length if self.positions != 'start' else 0,
             self.attention_bias,
             self.attention_scale,
@@ -241,6 +107,54 @@ class FAMEBERT4Rec(FAME, BidirectionalSASRec):
             'attention_BHNL': found['attention_BHNL'][..., :-1],
             'positions_BLHN': found['positions_BLHN'][:, :-1],
         }
+
+
+class _Listener:
+    """A model whose `apply` also hears the term that its facet block sows."""
+
+    def __init__(self, module: FAME):
+        self.module = module
+        self.term: Array | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+    def apply(self, *arguments: Any, **options: Any) -> Any:
+        """What the model's own `apply` returns."""
+        out, sown = self.module.apply(*arguments, mutable=[BALANCE], **options)
+        ((self.term,),) = jax.tree.leaves(sown, is_leaf=lambda x: isinstance(x, tuple))
+        return out
+
+
+def balanced(
+    objective: Callable[..., tuple[Array, Array]],
+    module: FAME,
+    params: dict,
+    batch: Batch,
+    key: Array,
+    *,
+    balance_weight: float,
+    **options: Any,
+) -> tuple[Array, Array]:
+    """An objective that calls `module.apply` once, and the experts' balance beside it.
+
+    Args:
+      objective: such as `objective.next_item`.
+      module: with active_experts, or there is nothing to balance.
+      params: its parameters.
+      batch: fields [B, L].
+      key: consumed by the objective.
+      balance_weight: of `experts.balance` beside the objective's mean; 0: the objective alone.
+      **options: the objective's own.
+
+    Returns:
+      The sum and the count of the objective, the weighted balance in the sum.
+    """
+    if not balance_weight:
+        return objective(module, params, batch, key, **options)
+    listener = _Listener(module)
+    loss = objective(listener, params, batch, key, **options)
+    return views.add_term(loss, (listener.term, jnp.float32(1)), balance_weight)
 
 
 def head_scores(

@@ -5,6 +5,7 @@ on the distance between two of its items. So a history means the same wherever i
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,12 +38,29 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """The same as x, or in training x with entries set to 0; wants the rng 'dropout'."""
-        kept = round((1 - self.rate) * 256)
-        if not train or kept == 256:
-            return x
-        words = jax.random.bits(self.make_rng('dropout'), (-(-x.size // 4),), jnp.uint32)
-        octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: x.size]
-        return jnp.where(octets.reshape(x.shape) < kept, x * (256 / max(kept, 1)), 0)
+        return thin(x, self.draw(x.shape, train=train), self.rate)
+
+    def draw(self, shape: tuple[int, ...], *, train: bool) -> Array | None:
+        """The bytes that `thin` wants, for entries that are not there yet; None: all are kept."""
+        if not train or _kept(self.rate) == 256:
+            return None
+        size = math.prod(shape)
+        words = jax.random.bits(self.make_rng('dropout'), (-(-size // 4),), jnp.uint32)
+        octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:size]
+        return octets.reshape(shape)
+
+
+def thin(x: Array, octets: Array | None, rate: float) -> Array:
+    """Sets entries of x to 0, those whose byte, drawn by `Dropout.draw`, says so."""
+    if octets is None:
+        return x
+    kept = _kept(rate)
+    return jnp.where(octets < kept, x * (256 / max(kept, 1)), 0)
+
+
+def _kept(rate: float) -> int:
+    """The bytes of 256 that keep an entry."""
+    return round((1 - rate) * 256)
 
 
 def visible(segments_BL: Array) -> Array:
@@ -87,14 +105,22 @@ def attend(
       mixed_BQHNK: the values, weighted.
       weight_BHNQS: float32, sums to 1 over S.
     """
-    logit_BHNQS = jnp.einsum('BQHNK,BSHK->BHNQS', query_BQHNK * scale, key_BSHK)
-    logit_BHNQS = logit_BHNQS.astype(jnp.float32)
-    if bias_HQS is not None:
-        logit_BHNQS += bias_HQS[None, :, None]
-    logit_BHNQS = jnp.where(mask_BQS[:, None, None], logit_BHNQS, MASKED)
-    weight_BHNQS = jax.nn.softmax(logit_BHNQS, axis=-1)
+    weight_BHNQS = weigh(query_BQHNK, key_BSHK, mask_BQS, bias_HQS, scale)
     dropped_BHNQS = drop(weight_BHNQS).astype(value_BSHK.dtype)
-    return jnp.einsum('BHNQS,BSHK->BQHNK', dropped_BHNQS, value_BSHK), weight_BHNQS
+    mixed_BHNQK = jnp.einsum('BHNQS,BSHK->BHNQK', dropped_BHNQS, value_BSHK)
+    return mixed_BHNQK.transpose(0, 3, 1, 2, 4), weight_BHNQS
+
+
+def weigh(
+    query_BQHNK: Array, key_BSHK: Array, mask_BQS: Array, bias_HQS: Array | None, scale: float
+) -> Array:
+    """The weights of `attend` alone, float32 [B, H, N, Q, S]."""
+    # In this order the products are of N * Q rows, and no transposed copy of the logits is made.
+    query_BHNQK = (query_BQHNK * scale).transpose(0, 2, 3, 1, 4)
+    logit_BHNQS = jnp.einsum('BHNQK,BSHK->BHNQS', query_BHNQK, key_BSHK)
+    # Once for all experts of a head.
+    bias_BHQS = jnp.where(mask_BQS[:, None], 0 if bias_HQS is None else bias_HQS[None], MASKED)
+    return jax.nn.softmax(logit_BHNQS.astype(jnp.float32) + bias_BHQS[:, :, None], axis=-1)
 
 
 class Attention(nn.Module):
