@@ -24,6 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.sharding import TABLES
 
 # Orbax tells each step of its work, and each failure with a traceback; what fails is raised too.
 for name in ('absl', 'asyncio'):
@@ -104,11 +105,37 @@ class Checkpoints:
         step = self.last_step()
         if step is None:
             raise UserError(f'{self.folder} holds no checkpoint; run the stage that makes it first')
-        items = ocp.args.Composite(
-            **{name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in trees.items()}
-        )
         with _explain(f'reading the checkpoint {self.folder / str(step)}', DAMAGED):
+            items = ocp.args.Composite(
+                **{name: self._wanted(step, name, tree) for name, tree in trees.items()}
+            )
             return dict(self._manager.restore(step, args=items))
+
+    def _wanted(self, step: int, name: str, tree: Tree) -> ocp.args.StandardRestore:
+        """A tree as it was saved, but for rows of item tables that are nobody's item.
+
+        How many of those there are goes by the devices that share a table.
+        """
+        folder = self.folder / str(step) / name
+        if not folder.is_dir():
+            raise ValueError(f'there is no {name} in it')
+        with ocp.StandardCheckpointer() as reader:
+            stored = _shapes(reader.metadata(folder).item_metadata.tree)
+        allowed = [
+            path.split('/')[-1] in TABLES and stored[path][1:] == shape[1:]
+            for path, shape in _shapes(tree).items()
+            if stored.get(path, shape) != shape
+        ]
+        padded = bool(allowed) and all(allowed)
+        return ocp.args.StandardRestore(_abstract(tree), strict=not padded)
+
+
+def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, 'shape'))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
 
 
 def _abstract(tree: Tree) -> Tree:

@@ -191,6 +191,44 @@ class Config:
     num_experts: int = _field(
         8, 'N, experts in each head; 1 is FAME without MoE.', low=1, high=4096
     )
+    routing: str = _field(
+        'outputs',
+        "What the router of a head's experts reads: what they gathered (outputs, eq. 16), or the "
+        "position's hidden state (inputs), which is known before they attend.",
+        choices=('outputs', 'inputs'),
+    )
+    active_experts: int = _field(
+        0,
+        'Experts of a head that count at a position, those of largest weight; 0: all. Where '
+        '--routing=inputs the others do not attend, which saves their work.',
+        low=0,
+        high=4096,
+    )
+    balance_weight: float = _field(
+        0.0,
+        "Of the experts' balance beside the loss, so that all of them come to be chosen; such as "
+        '.01 (arXiv 2101.03961).',
+        low=0,
+        high=1000,
+    )
+    attention_dropout: float = _field(
+        -1.0,
+        "Rate on the block's attention weights; -1: --dropout, as everywhere.",
+        low=-1,
+        high=0.99,
+    )
+    attention: str = _field(
+        'einsum',
+        'einsum, or fused: jax.nn.dot_product_attention, which drops no attention weights.',
+        choices=('einsum', 'fused'),
+    )
+    remat: str = _field(
+        'none',
+        'experts: they attend one after another, and again in the backward pass, so that the '
+        'weights of one are held and not of all; less memory, and on a CPU also less time where '
+        'heads times experts are many.',
+        choices=('none', 'experts'),
+    )
     attention_residual: str = _field(
         'norm',
         'norm: x + f, LayerNorm, split in heads, as in the backbone; slice: head h adds slice h of '
@@ -262,8 +300,19 @@ class Config:
     num_negatives: int = _field(
         1, 'bce: per position; sampled: per step, shared by its positions.', low=1, high=10_000_000
     )
+    negatives: str = _field(
+        'uniform',
+        'sampled: each item alike; or in proportion to its training actions plus one (popularity), '
+        'each negative weighed by the inverse of its probability, which estimates ce.',
+        choices=('uniform', 'popularity'),
+    )
     chunk_tokens: int = _field(128, 'ce: tokens at a time; 0: all of a step.', low=0)
-    chunk_items: int = _field(0, 'ce: items at a time; 0: all of them.', low=0)
+    chunk_items: int = _field(
+        0,
+        'ce: items at a time; 0: all of them. At a million items and more, such as 1024 beside 512 '
+        'tokens: what they take is all that is taken beside the table and its gradient.',
+        low=0,
+    )
     loss_positions: str = _field(
         'all', 'Positions that are trained, of each window of a history.', choices=('all', 'last')
     )
@@ -315,6 +364,13 @@ class Config:
     eval_users: int = _field(
         1024, 'Users ranked at a time.', low=1, high=1_000_000, runtime=True, section='Judging'
     )
+    eval_items: int = _field(
+        0,
+        'Items scored at a time when users are ranked; 0: all of them, or at catalogues whose '
+        'scores would take more than 256 MiB, as many as take 64 MiB.',
+        low=0,
+        runtime=True,
+    )
 
     histories: str = _field(
         '',
@@ -364,6 +420,20 @@ class Config:
         runtime=True,
         section='Screen and machine',
     )
+    data_parallel: int = _field(
+        1, 'Devices that share the rows of a step.', low=1, high=1_000_000, runtime=True
+    )
+    model_parallel: int = _field(
+        1, 'Devices that share the item table, by items.', low=1, high=1_000_000, runtime=True
+    )
+    coordinator: str = _field(
+        '',
+        'host:port of the first process, where a run has several; the same command for all of them '
+        'but for --process.',
+        runtime=True,
+    )
+    num_processes: int = _field(1, 'Processes of the run.', low=1, high=100_000, runtime=True)
+    process: int = _field(0, 'Which of them this is.', low=0, high=100_000, runtime=True)
     compilation_cache: str = _field(
         '', "Folder of XLA's persistent compilation cache; empty: none.", runtime=True
     )
@@ -393,6 +463,11 @@ USING = (
 CLOZE = ('bert4rec', 'fame_bert4rec')
 PREFIXES = ('msgifsr', 'miasrec')  # that see each prefix by itself
 OWN_LOSS = (*CLOZE, *PREFIXES)
+
+# Models whose losses meet the item table a part at a time, wherever the parts are.
+SHARED_TABLE = ('fame', 'sasrec', 'gru4rec', 'atten_mixer', 'cl4srec', 'duorec', 'iclrec')
+# Stages that several processes can do together.
+TOGETHER = ('prepare', 'pretrain', 'finetune', 'evaluate')
 
 # The paper's FAME block read literally, section 4.4.2: what is not named as kept is new and random.
 PAPER_READING = {
@@ -473,6 +548,7 @@ def check(config: Config) -> None:
         raise UserError(
             '--finetune_from=scratch uses no backbone; use --stages=prepare,finetune,evaluate'
         )
+    _check_devices(config)
     _check_text(config)
     _check_baseline(config)
     if config.backbone_from and config.model not in FAMES:
@@ -487,10 +563,68 @@ def check(config: Config) -> None:
             f'--num_negatives={config.num_negatives} are shared by all positions of a step where '
             '--loss=sampled; use some hundreds, such as 256'
         )
+    if config.negatives != 'uniform' and config.loss != 'sampled':
+        raise UserError(
+            f'--negatives={config.negatives} does nothing where --loss={config.loss}; add '
+            '--loss=sampled, or leave it out'
+        )
+    _check_experts(config)
     if config.expert_init == 'upcycle' and config.num_experts > 1 and config.expert_noise == 0:
         raise UserError(
             '--expert_noise=0 makes all experts of a head the same for ever; '
             'give it a small value such as 0.02'
+        )
+
+
+def _check_experts(config: Config) -> None:
+    """Refuses what the FAME block cannot do."""
+    if config.active_experts > config.num_experts:
+        raise UserError(
+            f'--active_experts={config.active_experts} are more than --num_experts='
+            f'{config.num_experts}; use 0 for all'
+        )
+    if config.balance_weight and config.active_experts in (0, config.num_experts):
+        raise UserError(
+            f'--balance_weight={config.balance_weight} does nothing where all experts are active; '
+            'add --active_experts=2, or leave it'
+        )
+    if not (config.attention_dropout == -1 or config.attention_dropout >= 0):
+        raise UserError(
+            f'--attention_dropout={config.attention_dropout} is no rate; use -1 for that of '
+            '--dropout, or 0 to 0.99'
+        )
+    dropped = config.dropout if config.attention_dropout < 0 else config.attention_dropout
+    if config.model in FAMES and config.attention == 'fused' and dropped:
+        raise UserError(
+            '--attention=fused cannot drop attention weights; add --attention_dropout=0'
+        )
+
+
+def _check_devices(config: Config) -> None:
+    """Refuses a division among devices and processes that cannot be."""
+    if config.rows_per_step % config.data_parallel:
+        raise UserError(
+            f'--rows_per_step={config.rows_per_step} does not divide among --data_parallel='
+            f'{config.data_parallel} devices; make it a multiple'
+        )
+    if config.model_parallel > 1 and config.model not in SHARED_TABLE:
+        raise UserError(
+            f'--model_parallel={config.model_parallel} is not for --model={config.model}, whose '
+            f'loss needs the whole table; it is for {", ".join(SHARED_TABLE)}'
+        )
+    if bool(config.coordinator) != (config.num_processes > 1):
+        raise UserError(
+            f'--coordinator={config.coordinator or "(none)"} and --num_processes='
+            f'{config.num_processes}: several processes need both'
+        )
+    if config.process >= config.num_processes:
+        raise UserError(
+            f'--process={config.process}: there are {config.num_processes}, and they count from 0'
+        )
+    alone = [stage for stage in config.stages if stage not in TOGETHER]
+    if config.num_processes > 1 and alone:
+        raise UserError(
+            f'the stage {alone[0]} is for one process; leave --coordinator and --num_processes'
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from fame_jax.encoder import read_vectors
 from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.records import read_json
+from fame_jax.sharding import TABLES, whole
 
 Tree = Mapping[str, Any]
 
@@ -128,15 +129,17 @@ def fill(params: Tree, start: Start, scale: float, training: str) -> dict[str, A
       training: as Config.item_training. Where a table by id is added to a frozen one, the frozen
         rows of items of which nothing is known are zero, so that they have the id alone.
     """
-    length_V1 = np.linalg.norm(start.items_VD, axis=1, keepdims=True)
+    # A table that devices share may have rows that are nobody's item.
+    missing = next(len(params[name]) for name in TABLES if name in params) - len(start.items_VD)
+    items_VD = np.pad(start.items_VD, ((0, missing), (0, 0)))
+    length_V1 = np.linalg.norm(items_VD, axis=1, keepdims=True)
     known_V1 = length_V1 > 0
-    size = scale * np.sqrt(start.items_VD.shape[1])
-    row_VD = start.items_VD / np.where(known_V1, length_V1, 1) * size
+    row_VD = items_VD / np.where(known_V1, length_V1, 1) * (scale * np.sqrt(items_VD.shape[1]))
     filled = dict(params)
     for name in ('item_table' if training == 'trained' else 'frozen_table', 'output_table'):
         if name in params:
-            rest_VD = 0 if training == 'added' and name == 'frozen_table' else params[name]
-            table_VD = np.where(known_V1, row_VD, np.asarray(rest_VD))
+            zero = training == 'added' and name == 'frozen_table'
+            table_VD = np.where(known_V1, row_VD, 0 if zero else whole(params[name]))
             filled[name] = jnp.asarray(table_VD, params[name].dtype)
     return filled
 

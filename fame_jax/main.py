@@ -16,11 +16,13 @@ def main(argv: Sequence[str]) -> int:
         config = config_lib.parse(argv)
         # jax and the stages are slow to import, so only now that the flags are known to be good.
         from fame_jax import run as run_lib
-        from fame_jax import stages
+        from fame_jax import sharding, stages
         from fame_jax.train import Interrupted
     except UserError as error:
         return _refuse(error)
     try:
+        if config.num_processes > 1:
+            sharding.connect(config.coordinator, config.num_processes, config.process)
         run = run_lib.open_run(config)
         for stage in config.stages:
             stages.STAGES[stage](run)

@@ -44,11 +44,15 @@ class Profile:
     def _begin(self, folder: Path) -> None:
         with explain_os_errors(f'writing the profile {folder}', 'choose another --profile'):
             folder.mkdir(parents=True, exist_ok=True)
-            jax.profiler.start_trace(str(folder), create_perfetto_trace=True)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # half a million calls would hide the device's work
+            jax.profiler.start_trace(
+                str(folder), create_perfetto_trace=True, profiler_options=options
+            )
         self._tracing = True
 
     def close(self) -> None:
-        """Ends a trace that is still going on, as where a stage had fewer dispatches."""
+        """Ends a trace that is still going on, as where an epoch had fewer dispatches."""
         if self._tracing:
             self._tracing = False
             with explain_os_errors(f'writing the profile {self.folder}'):

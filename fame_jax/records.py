@@ -119,5 +119,15 @@ class Metrics:
         write_text(self.path, ''.join(kept))
 
 
+class Unwritten(Metrics):
+    """Of a process that is not the one which writes."""
+
+    def append(self, **values: Any) -> None:
+        """Adds nothing."""
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Keeps all."""
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and value - value != 0 else value

@@ -11,12 +11,12 @@ import numpy as np
 
 from fame_jax import config as config_lib
 from fame_jax import evaluate as judge
-from fame_jax import item_table, plots, probe, records, train
+from fame_jax import item_table, plots, probe, records, sharding, train
 from fame_jax.data import sequences
 from fame_jax.encoder import read_vectors
 from fame_jax.errors import UserError
 from fame_jax.models.items import ItemModel
-from fame_jax.run import TRAINED, Run, label, machine, ranker
+from fame_jax.run import TRAINED, Run, abstract, label, machine, ranker
 from fame_jax.screen import table
 
 Array = jax.Array
@@ -34,13 +34,14 @@ def evaluate(run: Run) -> None:
     about = {}
     for stage in TRAINED:
         if run.is_trained(stage):
-            params, progress = run.best(stage)
+            module = run.module(stage, run.mesh)
+            params, progress = run.best(stage, module)
             if not progress['finished']:
                 run.screen.say(
                     f'evaluate: {stage} is not finished; its best epoch so far is judged'
                 )
             began = time.monotonic()
-            rank = ranker(run, run.module(stage))
+            rank = ranker(run, module)
             ranks |= {(stage, split): rank(params, split) for split in SPLITS}
             about[stage] = {
                 'best_epoch': progress['best_epoch'],
@@ -49,9 +50,12 @@ def evaluate(run: Run) -> None:
                 'seconds': progress['seconds'],
                 'machine': progress['machine'],
                 'evaluation_seconds': time.monotonic() - began,
-                'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
+                'parameters': sum(
+                    leaf.size for leaf in jax.tree.leaves(abstract(run.module(stage)))
+                ),
             }
             results[stage] = {'model': label(run.config, stage)}
+            params = _together(run, params) if stage == 'finetune' else params
             facets = _facets(run, params) if stage == 'finetune' else {}
             results[stage] |= {'facets': facets} if facets else {}
     if not about:
@@ -60,6 +64,8 @@ def evaluate(run: Run) -> None:
     for (name, split), found in ranks.items():
         results[name][split] = {p: judge.metrics(getattr(found, p)) for p in judge.PROTOCOLS}
         results[name].setdefault('by_target', {})[split] = by_target(found, times_seen[split])
+    if not sharding.is_chief():
+        return
     with records.replacing(run.folder / 'ranks.npz') as file:
         np.savez_compressed(
             file,
@@ -74,6 +80,18 @@ def evaluate(run: Run) -> None:
     print(summary(run, results))
     if 'facets' in results.get('finetune', {}):  # last, for what is judged shall not wait for it
         _draw(run, params, facets)
+
+
+def _together(run: Run, params: Tree) -> Tree:
+    """The parameters as one device has them, from wherever their parts are."""
+    if run.mesh is None:
+        return params
+
+    def one(path: tuple, leaf: Array) -> np.ndarray:
+        array = sharding.whole(leaf)
+        return array[: run.data.num_items + 1] if path[0].key in sharding.TABLES else array
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def _times_seen(run: Run, split: Literal['validation', 'test']) -> np.ndarray:

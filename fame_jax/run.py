@@ -14,7 +14,7 @@ import jax
 
 import fame_jax
 from fame_jax import config as config_lib
-from fame_jax import evaluate, records
+from fame_jax import evaluate, records, sharding
 from fame_jax.checkpoint import Checkpoints
 from fame_jax.config import Config
 from fame_jax.data import pipeline, sequences
@@ -41,7 +41,13 @@ class Run:
 
     @functools.cached_property
     def metrics(self) -> records.Metrics:
-        return records.Metrics(self.folder / 'metrics.jsonl')
+        kind = records.Metrics if sharding.is_chief() else records.Unwritten
+        return kind(self.folder / 'metrics.jsonl')
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """The devices that train and judge, if they are more than one."""
+        return sharding.make_mesh(self.config.data_parallel, self.config.model_parallel)
 
     @functools.cached_property
     def data(self) -> sequences.Sequences:
@@ -52,13 +58,13 @@ class Run:
 
     @functools.cached_property
     def held(self) -> dict[str, list[pipeline.Held]]:
-        """The users to be judged, by split, cut in chunks once."""
+        """The users to be judged, by split, cut in chunks once; the devices share each."""
+        users = min(self.config.eval_users, self.data.num_users)
+        users += -users % self.config.data_parallel
         return {
             split: list(
                 pipeline.held_rows(
-                    *sequences.held_out(self.data, split),
-                    self.config.max_length,
-                    min(self.config.eval_users, self.data.num_users),
+                    *sequences.held_out(self.data, split), self.config.max_length, users
                 )
             )
             for split in ('validation', 'test')
@@ -71,6 +77,8 @@ class Run:
 
     def remember(self) -> None:
         """Writes flags.cfg; a run that goes on with further stages has them all in it."""
+        if not sharding.is_chief():
+            return
         path, stages = self.folder / 'flags.cfg', self.config.stages
         if path.exists():
             stages += config_lib.read(path).stages
@@ -85,9 +93,9 @@ class Run:
         model = self.config.model
         return (MODELS[model].backbone or model) if stage == 'pretrain' else model
 
-    def module(self, stage: str) -> Any:
-        """The module that a stage trains."""
-        return build(self.name(stage), self.config, self.data.num_items)
+    def module(self, stage: str, mesh: jax.sharding.Mesh | None = None) -> Any:
+        """The module that a stage trains, its tables shared by a mesh."""
+        return build(self.name(stage), self.config, self.data.num_items, mesh)
 
     def checkpoints(self, stage: str, folder: str = '') -> Checkpoints:
         """The stage's checkpoints, or those of the run in another folder; of the same data.
@@ -112,9 +120,12 @@ class Run:
         with self.checkpoints(stage) as checkpoints:
             return checkpoints.last_step() is not None
 
-    def best(self, stage: str) -> tuple[Tree, dict[str, Any]]:
-        """The parameters of a stage's best epoch, without its optimizer, and its progress."""
-        like = jax.eval_shape(functools.partial(initial, self.module(stage)), jax.random.key(0))
+    def best(self, stage: str, module: Any = None) -> tuple[Tree, dict[str, Any]]:
+        """The parameters of a stage's best epoch, without its optimizer, and its progress.
+
+        They lie where the module has them; without one, on one device.
+        """
+        like = abstract(module or self.module(stage))
         with self.checkpoints(stage) as checkpoints:
             return checkpoints.restore(best=like)['best'], checkpoints.progress()
 
@@ -132,10 +143,25 @@ def open_run(config: Config) -> Run:
     if config.compilation_cache:
         jax.config.update('jax_compilation_cache_dir', config.compilation_cache)
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-    run = Run(config, folder, Screen(config.progress))
+    run = Run(config, folder, Screen(config.progress if sharding.is_chief() else 'none'))
+    if config.num_processes > 1:
+        run.screen.say(
+            f'{config.num_processes} processes: should one of them die, the others are stopped '
+            f'within {sharding.HEARTBEAT} s, and the same commands go on from the last checkpoint'
+        )
     if run.prepared:
         run.remember()
     return run
+
+
+def abstract(module: Any) -> Tree:
+    """The shapes of a model's parameters, with the place of each."""
+    tree = jax.eval_shape(functools.partial(initial, module), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        sharding.placement(tree, module.mesh),
+    )
 
 
 def ranker(run: Run, module: Any) -> Callable[[Tree, str], evaluate.Ranks]:
@@ -149,7 +175,15 @@ def ranker(run: Run, module: Any) -> Callable[[Tree, str], evaluate.Ranks]:
     def ranks(params: Tree, split: str) -> evaluate.Ranks:
         item_VD = item_vectors(params)
         return evaluate.rank_users(
-            encode, params, item_VD, run.held[split], run.data.num_users, module.combine
+            encode,
+            params,
+            item_VD,
+            run.held[split],
+            run.data.num_users,
+            module.combine,
+            run.config.eval_items,
+            num_items=run.data.num_items,
+            mesh=module.mesh,
         )
 
     return ranks

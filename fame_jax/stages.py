@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from fame_jax import config as config_lib
 from fame_jax import evaluate as judge
-from fame_jax import item_table, records, serving, surgery, train
+from fame_jax import item_table, records, serving, sharding, surgery, train
 from fame_jax.config import Config
 from fame_jax.data import epochs, pipeline, sequences
 from fame_jax.data.prepare import prepare as prepare_data
@@ -27,7 +28,7 @@ from fame_jax.models.build import (
 from fame_jax.profile import Profile
 from fame_jax.report import report
 from fame_jax.results import evaluate
-from fame_jax.run import TRAINED, Run, label, machine, ranker
+from fame_jax.run import TRAINED, Run, abstract, label, machine, ranker
 from fame_jax.screen import duration
 from fame_jax.text import text
 
@@ -40,7 +41,12 @@ def prepare(run: Run) -> None:
     folder = run.folder / 'dataset'
     if run.prepared:
         run.screen.say(f'prepare: {folder} is there')
-        return
+    elif sharding.is_chief():
+        _prepare(run, folder)
+    sharding.wait_for_all('prepare')
+
+
+def _prepare(run: Run, folder: Path) -> None:
     began = time.monotonic()
     options = {name: getattr(run.config, name) for name in PREPARE_OPTIONS}
     data = prepare_data(run.config.dataset, seed=run.config.synthetic_seed, **options)
@@ -76,17 +82,22 @@ def finetune(run: Run) -> None:
 
 
 def _train(run: Run, stage: str, num_epochs: int, learning_rate: float) -> None:
-    config, screen = run.config, run.screen
-    module = run.module(stage)
+    config, screen, mesh = run.config, run.screen, run.mesh
+    module = run.module(stage, mesh)
     key = _key(config, stage)
-    with records.locked(run.folder), run.checkpoints(stage) as checkpoints:
-        checkpoints.tidy()
+    # Of several processes one holds the lock and tidies.
+    lock = records.locked(run.folder) if sharding.is_chief() else contextlib.nullcontext()
+    with lock, run.checkpoints(stage) as checkpoints:
+        if sharding.is_chief():
+            checkpoints.tidy()
+        sharding.wait_for_all(stage)
         if checkpoints.progress().get('finished'):
             screen.say(f'{stage}: finished before')
             return
-        params = initial(module, jax.random.fold_in(key, 0))
+        make = functools.partial(initial, module)
+        params = sharding.born(make, mesh)(jax.random.fold_in(key, 0))
         if checkpoints.last_step() is None:
-            params = _begin(run, stage, params, key)
+            params = sharding.placed(_begin(run, stage, params, key), mesh)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         screen.say(f'{stage}: {label(config, stage)}, {count:,} parameters')
         optimizer = _make_optimizer(run, learning_rate, params)
@@ -100,9 +111,8 @@ def _train(run: Run, stage: str, num_epochs: int, learning_rate: float) -> None:
         ):
             _, progress = train.fit(
                 stage=stage,
-                params=params,
-                optimizer=optimizer,
-                program=train.Program(step, size),
+                state=train.begin(params, optimizer, mesh),
+                program=train.Program(step, size, mesh),
                 key=jax.random.fold_in(key, 1),
                 epoch_of=epochs_of(run, stage),
                 refresh=_refresh(run, stage, module, jax.random.fold_in(key, 3)),
@@ -134,6 +144,9 @@ def _make_optimizer(run: Run, learning_rate: float, params: Tree) -> optax.Gradi
     moving = {}
     if config.unseen_items == 'kept':
         seen_V = pipeline.seen(_windows(run), run.data.num_items)
+        seen_V = np.pad(
+            seen_V, (0, sharding.table_rows(run.data.num_items, run.mesh) - len(seen_V))
+        )
         moving = {'item_table': seen_V, 'output_table': seen_V}
     return train.make_optimizer(
         learning_rate,
@@ -164,7 +177,7 @@ def _begin(run: Run, stage: str, params: Tree, key: Array) -> Tree:
 
 def _operate(run: Run, fresh: Tree, key: Array) -> Tree:
     """The pre-trained backbone as FAME."""
-    backbone = run.module('pretrain')
+    backbone = run.module('pretrain', run.mesh)
     source = run.config.backbone_from
     folder = Path(source or run.folder) / 'checkpoints' / 'pretrain'
     if not folder.is_dir():
@@ -177,8 +190,7 @@ def _operate(run: Run, fresh: Tree, key: Array) -> Tree:
     with run.checkpoints('pretrain', source) as checkpoints:
         if not checkpoints.progress().get('finished'):
             raise UserError(f'{folder} holds no finished backbone; run its pretrain stage first')
-        like = jax.eval_shape(functools.partial(initial, backbone), jax.random.key(0))
-        pretrained = checkpoints.restore(best=like)['best']
+        pretrained = checkpoints.restore(best=abstract(backbone))['best']
     config = run.config
     plan = build_plan(config.model, config, run.module('finetune'), jax.random.fold_in(key, 2))
     return surgery.transplant(pretrained, fresh, plan)
@@ -218,6 +230,7 @@ def epochs_of(run: Run, stage: str) -> Callable[[int], train.Epoch]:
     config, cut = run.config, _windows(run)
     layout = MODELS[run.name(stage)].layout
     one_row = config.max_length + (layout == 'cloze')
+    part = sharding.rows_of_process(run.mesh, config.rows_per_step)
     packed = config.packed and layout != 'prefixes'
 
     def epoch_of(epoch: int) -> train.Epoch:
@@ -230,6 +243,7 @@ def epochs_of(run: Run, stage: str) -> Callable[[int], train.Epoch]:
             rows_per_step=config.rows_per_step,
             loss_positions=config.loss_positions,
             layout=layout,
+            part=part,
         )
         return train.Epoch(batches, num_steps, len(cut.starts))
 
@@ -261,6 +275,9 @@ def _validation(run: Run, module: Any) -> Callable[[Tree], dict[str, float]]:
 @contextlib.contextmanager
 def _scalars(folder: Path) -> Iterator[Callable[[str, int, dict[str, float]], None]]:
     """TensorBoard's writer as a function (stage, step, values)."""
+    if not sharding.is_chief():
+        yield lambda *values: None
+        return
     from tensorboardX import SummaryWriter  # here, for it is slow to import
 
     doing = f'writing TensorBoard events in {folder}'

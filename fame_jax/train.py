@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fame_jax import sharding
 from fame_jax.batch import Batch
 from fame_jax.checkpoint import Checkpoints
 from fame_jax.errors import UserError
@@ -153,21 +154,20 @@ class Program:
     One step a dispatch or many: the loop's body is the same, and so are all bits of the result.
     """
 
-    def __init__(
-        self, step: Step, size: int = 1, place: Callable[[Batch], Tree] = lambda batches: batches
-    ):
+    def __init__(self, step: Step, size: int = 1, mesh: jax.sharding.Mesh | None = None):
         """Compiles nothing yet.
 
         Args:
           step: of `make_step`.
           size: most steps in a dispatch.
-          place: puts the batches of a block, fields [steps, B, L], on the devices.
+          mesh: the devices that share the rows of a batch, and the tables of the state.
         """
         self.size = size
         # A stack of one would need no slicing, and be another program that may round otherwise.
         self._room = max(size, 2)
         self._step = step
-        self._place = place
+        self._mesh = mesh
+        self._place = sharding.feeder(mesh, axis=1)
         self._compiled: dict[tuple, Any] = {}
         self._compiling = 0.0
 
@@ -186,7 +186,9 @@ class Program:
         if shape not in self._compiled:
             began = time.monotonic()
             batches = self._place(stack([batch], self._room))
-            run = jax.jit(self._run, donate_argnums=0)
+            # What comes out lies where it came from, or the next block would not fit.
+            places = sharding.placement((state, jnp.zeros(())), self._mesh)
+            run = jax.jit(self._run, donate_argnums=0, out_shardings=places if self._mesh else None)
             self._compiled[shape] = run.lower(state, batches, 0, key).compile()
             self._compiling += time.monotonic() - began
         return self._compiled[shape]
@@ -218,11 +220,18 @@ def stack(batches: Sequence[Batch], size: int) -> Batch:
     return jax.tree.map(one, *batches)
 
 
+def begin(
+    params: Tree, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh | None
+) -> State:
+    """The state before the first step; the optimizer's tables lie where the parameters' do."""
+    step = sharding.born(lambda: jnp.int32(0), mesh)()
+    return State(step, params, sharding.born(optimizer.init, mesh)(params))
+
+
 def fit(
     *,
     stage: str,
-    params: Tree,
-    optimizer: optax.GradientTransformation,
+    state: State,
     program: Program,
     key: Array,
     epoch_of: Callable[[int], Epoch],
@@ -249,12 +258,12 @@ def fit(
       Interrupted: after SIGTERM or SIGINT; everything is saved.
       UserError: when the loss or a score is no number.
     """
-    # 1. Start: from the stage's own checkpoint, or from the parameters given.
-    state = State(jnp.int32(0), params, optimizer.init(params))
-    progress = read_progress(checkpoints)
+    # 1. Start: from the stage's own checkpoint, or from the state given.
+    progress, params = read_progress(checkpoints), state.params
     if checkpoints.last_step() is not None:
-        found = checkpoints.restore(params=state.params, optimizer=state.optimizer, best=params)
-        state = State(jnp.int32(progress.step), found['params'], found['optimizer'])
+        found = checkpoints.restore(params=params, optimizer=state.optimizer, best=params)
+        step = jax.device_put(np.int32(progress.step), state.step.sharding)
+        state = State(step, found['params'], found['optimizer'])
         best = found['best']
         key = jax.random.wrap_key_data(
             jnp.asarray(progress.key, jnp.uint32), impl=jax.random.key_impl(key)
@@ -283,7 +292,7 @@ def fit(
         save()
 
     # 2. Epochs, a block of steps at a time.
-    with listening() as heard:
+    with listening() as told:
         while not progress.finished:
             started = time.monotonic()
             data = epoch_of(progress.epoch)
@@ -308,6 +317,7 @@ def fit(
                 if screen.mode == 'bar':
                     screen.steps(len(block), **bar_values(progress, speed, data, limits, done))
                 due = limits.checkpoint_every and done % limits.checkpoint_every == 0
+                heard = told()
                 # A save at the last step is the epoch's end's; one step has one checkpoint.
                 if (heard or due) and done < data.num_steps:
                     add_loss(progress, pending, stage)
@@ -318,8 +328,9 @@ def fit(
                     progress.seconds -= time.monotonic() - started
                     if heard:
                         screen.close()
-                        raise Interrupted(heard[0], stage, progress.step)
+                        raise Interrupted(heard, stage, progress.step)
             add_loss(progress, pending, stage)
+            profile.close()
             seconds = time.monotonic() - began
 
             # 3. Judge, keep the best, and save.
@@ -356,8 +367,9 @@ def fit(
                 f'{tell(values)}{best_so_far}, {rate:,.0f} histories/s, {duration(seconds)}'
                 f'{compiled}'
             )
+            heard = heard or (told() if jax.process_count() == 1 else 0)
             if heard:
-                raise Interrupted(heard[0], stage, progress.step)
+                raise Interrupted(heard, stage, progress.step)
     return best, progress
 
 
@@ -450,19 +462,36 @@ def copy(tree: Tree) -> Tree:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT in a list instead of dying of them; a second one kills."""
+def listening() -> Iterator[Callable[[], int]]:
+    """Hears SIGTERM and SIGINT instead of dying of them: a function tells which came, or 0.
+
+    A second one kills. Several processes are told at the same call, whichever of them was sent one.
+    """
+    together = jax.process_count() > 1
     heard: list[int] = []
+    calls = itertools.count()
 
     def hear(number: int, frame: Any) -> None:
         heard.append(number)
         signal.signal(number, signal.SIG_DFL)
 
+    def hear_together(number: int, frame: Any) -> None:
+        # JAX listens to SIGTERM, and lets the other processes know.
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+
+    def told() -> int:
+        return heard[0] if heard else 0
+
+    def told_together() -> int:
+        return signal.SIGTERM if sharding.is_preempted(next(calls)) else 0
+
+    numbers = (signal.SIGINT,) if together else (signal.SIGTERM, signal.SIGINT)
     before = {}
     with contextlib.suppress(ValueError):  # not in the main thread: nobody sends us signals
-        before = {n: signal.signal(n, hear) for n in (signal.SIGTERM, signal.SIGINT)}
+        before = {n: signal.signal(n, hear_together if together else hear) for n in numbers}
     try:
-        yield heard
+        yield told_together if together else told
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -266,6 +266,27 @@ def test_another_optimizer_is_refused(folder):
         assert str(folder / '5') in refusal(checkpoints.restore, optimizer=other)
 
 
+@pytest.mark.parametrize('rows', [6, 8, 12])
+def test_an_item_table_comes_back_with_other_rows_at_its_end(rows, tmp_path):
+    """As many as make it divide among devices; the rows that were are as they were."""
+    table = np.arange(16, dtype=np.float32).reshape(8, 2)
+    with Checkpoints(tmp_path / 'pretrain') as checkpoints:
+        tree = {'item_table': jnp.asarray(table), 'rest': jnp.ones(3)}
+        checkpoints.save(1, tree, tree, tree, PROGRESS)
+        wanted = {'item_table': jax.ShapeDtypeStruct((rows, 2), jnp.float32), 'rest': jnp.ones(3)}
+        found = checkpoints.restore(best=wanted)['best']
+    np.testing.assert_array_equal(found['item_table'][:8], table[:rows])
+    assert not np.any(found['item_table'][8:])
+
+
+@pytest.mark.parametrize('name, shape', [('rest', (4,)), ('item_table', (8, 3))])
+def test_nothing_else_comes_back_in_another_shape(name, shape, tmp_path):
+    tree = {'item_table': jnp.ones((8, 2)), 'rest': jnp.ones(3)}
+    with Checkpoints(tmp_path / 'pretrain') as checkpoints:
+        checkpoints.save(1, tree, tree, tree, PROGRESS)
+        refusal(checkpoints.restore, best=tree | {name: jnp.ones(shape)})
+
+
 def test_an_item_that_was_never_saved_is_refused(folder):
     with Checkpoints(folder) as checkpoints:
         assert 'text' in refusal(checkpoints.restore, text=a_model())

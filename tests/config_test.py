@@ -205,7 +205,11 @@ def test_a_workdir_refuses_another_run(name, workdir):
     assert config_lib.parse([place, as_flag(name, FIELDS[name].default)]).seed == 0
 
 
-@pytest.mark.parametrize('name', [name for name in RUNTIME if name != 'workdir'])
+# Flags that mean nothing alone.
+TOGETHER = ('coordinator', 'num_processes', 'process')
+
+
+@pytest.mark.parametrize('name', [n for n in RUNTIME if n not in ('workdir', *TOGETHER)])
 def test_a_workdir_takes_other_runtime_flags(name, workdir):
     place = stored_run(workdir, config_lib.text(Config()))
     config = config_lib.parse([place, as_flag(name, another(name))])
@@ -276,9 +280,19 @@ def test_a_mistake_is_one_line(given, parts):
         (['--model=miasrec', '--loss=bce'], ['--loss=bce', '--model=miasrec', 'leave it out']),
         (['--model=bert4rec', '--positions=both'], ['--positions=both', '--positions=start']),
         (['--model=bert4rec', '--max_length=64'], ['--row_length=64', 'the one to guess']),
+        (['--negatives=popularity'], ['--negatives=popularity', '--loss=ce', '--loss=sampled']),
+        (['--data_parallel=3'], ['--rows_per_step=8', '--data_parallel=3', 'multiple']),
+        (['--model=bert4rec', '--model_parallel=2'], ['--model_parallel=2', 'sasrec']),
+        (['--num_processes=2'], ['--coordinator=(none)', 'both']),
+        (['--coordinator=here:1'], ['--num_processes=1', 'both']),
+        (['--coordinator=here:1', '--num_processes=2', '--process=2'], ['--process=2', 'from 0']),
+        (
+            ['--coordinator=here:1', '--num_processes=2', '--stages=evaluate,report'],
+            ['report', 'one process'],
+        ),
     ],
 )
-def test_what_a_model_cannot_do_is_one_line(given, parts):
+def test_what_cannot_be_is_one_line(given, parts):
     message = refusal(*given)
     for part in parts:
         assert part in message

@@ -239,6 +239,27 @@ def test_the_order_is_drawn_from_seed_and_epoch_alone():
     assert order(seed=3, epoch=5, packed=False) != order(seed=3, epoch=6, packed=False)
 
 
+@pytest.mark.parametrize('layout', ['next', 'cloze', 'prefixes', 'pairs'])
+def test_parts_of_an_epoch_side_by_side_are_the_epoch(layout):
+    """What two processes draw is what one would have drawn."""
+    histories = [[1, 2, 3], [4, 5], [2, 6, 7, 1], [3, 1], [5, 4, 6]]
+    offsets = np.cumsum([0, *map(len, histories)])
+    cut = pipeline.windows(np.concatenate(histories).astype(np.int32), offsets, 5, 'split')
+
+    def draw(part):
+        options = {'packed': layout != 'prefixes', 'loss_positions': 'all', 'layout': layout}
+        batches, _ = epochs.epoch(
+            cut, seed=1, epoch=2, row_length=6, rows_per_step=2, part=part, **options
+        )
+        return list(batches)
+
+    for whole, first, second in zip(
+        draw(slice(None)), draw(slice(0, 1)), draw(slice(1, 2)), strict=True
+    ):
+        for field, one, other in zip(whole, first, second, strict=True):
+            np.testing.assert_array_equal(field, np.concatenate([one, other]))
+
+
 def test_the_last_step_is_filled_with_rows_that_weigh_nothing():
     cut = pipeline.windows(*flat(*numbered([5, 5, 5, 5])), 4, 'last')
     batches, steps = an_epoch(cut, packed=False, row_length=4, rows_per_step=3)

@@ -227,8 +227,7 @@ def fit(tmp_path, losses, validation, epochs=10, patience=2, refresh=lambda para
     with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
         return train.fit(
             stage='pretrain',
-            params={'w': jnp.zeros(2)},
-            optimizer=optax.adam(1e-3),
+            state=train.begin({'w': jnp.zeros(2)}, optax.adam(1e-3), None),
             program=Program(),
             key=jax.random.key(0),
             epoch_of=lambda epoch: train.Epoch(Batches(), 1, 1),

@@ -15,17 +15,25 @@ from fame_jax.data.pipeline import Windows, assign_rows, lay_out
 class EpochSource:
     """The batches of one epoch by index: a random-access source for Grain."""
 
-    def __init__(self, rows: Batch | PairedBatch, rows_per_step: int):
-        """rows: a record of fields [rows, L], their number a multiple of rows_per_step."""
+    def __init__(self, rows: Batch | PairedBatch, rows_per_step: int, part: slice):
+        """Holds an epoch.
+
+        Args:
+          rows: a record of fields [rows, L], their number a multiple of rows_per_step.
+          rows_per_step: B.
+          part: the rows of each batch that are given.
+        """
         self.rows = rows
         self.rows_per_step = rows_per_step
+        self.part = part
 
     def __len__(self) -> int:
         return len(self.rows.tokens_BL) // self.rows_per_step
 
     def __getitem__(self, index: int) -> Batch | PairedBatch:
-        start = index * self.rows_per_step
-        step = slice(start, start + self.rows_per_step)
+        first = index * self.rows_per_step
+        start, stop, _ = self.part.indices(self.rows_per_step)
+        step = slice(first + start, first + stop)
         return type(self.rows)(*(field[step] for field in self.rows))
 
 
@@ -36,8 +44,16 @@ class PrefixSource:
     and few shapes are compiled. The one target of a row stands in its last column.
     """
 
-    def __init__(self, cut: Windows, rng: np.random.Generator, rows_per_step: int, max_length: int):
+    def __init__(
+        self,
+        cut: Windows,
+        rng: np.random.Generator,
+        rows_per_step: int,
+        max_length: int,
+        part: slice,
+    ):
         """Draws the order of prefixes and of batches; a last batch of each length is filled up."""
+        self.part = part
         inputs = cut.lengths - 1
         first = np.repeat(np.cumsum(inputs) - inputs, inputs)
         self.items = cut.items
@@ -59,6 +75,7 @@ class PrefixSource:
 
     def __getitem__(self, index: int) -> Batch:
         width, prefix_B = self.batches[index]
+        prefix_B = prefix_B[self.part]
         start_B, inputs_B = self.starts[prefix_B], np.where(prefix_B < 0, 0, self.inputs[prefix_B])
         column_BL = np.arange(width)[None, :] - (width - inputs_B)[:, None]
         real_BL = column_BL >= 0
@@ -83,6 +100,7 @@ def epoch(
     rows_per_step: int,
     loss_positions: str,
     layout: str = 'next',
+    part: slice = slice(None),
 ) -> tuple[grain.DatasetIterator, int]:
     """One epoch of training batches, every window once, in an order drawn from (seed, epoch).
 
@@ -99,13 +117,14 @@ def epoch(
       layout: 'next', the next item is the target; 'cloze', whole windows, whose items are their own
         targets; 'prefixes', each prefix of a window a row, in batches of like length; 'pairs',
         'next' with a companion to a position of each window, see companions.py.
+      part: the rows of each batch that this process wants.
 
     Returns:
       The iterator, whose get_state and set_state are one number, and the number of batches.
     """
     rng = np.random.default_rng([seed, epoch])
     if layout == 'prefixes':
-        return _iterate(PrefixSource(cut, rng, rows_per_step, row_length))
+        return _iterate(PrefixSource(cut, rng, rows_per_step, row_length, part))
     whole = layout == 'cloze'
     order = rng.permutation(len(cut.starts))
     inputs = cut.lengths[order] - (0 if whole else 1)
@@ -120,7 +139,7 @@ def epoch(
     rows = lay_out(cut, order, row, column, (full_rows, row_length), loss_positions, whole)
     if layout == 'pairs':
         rows = companions.add(rows, cut, order, row, column, rows_per_step, rng)
-    return _iterate(EpochSource(rows, rows_per_step))
+    return _iterate(EpochSource(rows, rows_per_step, part))
 
 
 def _iterate(source: EpochSource | PrefixSource) -> tuple[grain.DatasetIterator, int]:

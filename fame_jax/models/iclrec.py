@@ -157,7 +157,8 @@ def intent_contrast(
     query_TD = module.comparable(encoded[0], module.temperature)
     query_BLD = query_TD.reshape(*batch.tokens_BL.shape, -1)
     item_VD = module.apply({'params': params}, train=True, method='item_vectors')
-    loss = objective.item_loss(query_BLD, item_VD, batch, negative_key, **item_options)
+    where = {'num_items': module.num_items, 'mesh': module.mesh}
+    loss = objective.item_loss(query_BLD, item_VD, batch, negative_key, **where, **item_options)
     # A view keeps every history, so all three find the same ones, in the same order.
     ended = [views.ends(fields[2], contrast_anchors) for fields in rows]
     (_, real_A), *_ = ended
