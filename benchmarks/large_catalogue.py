@@ -193,7 +193,7 @@ def judging(args: argparse.Namespace, items: int) -> Iterator[Record]:
             functools.partial(evaluate.rank_in_blocks, combine=ItemModel.combine, block=size),
             tuple(shapes),
         )
-        for size in sorted({min(size, items) for size in (4096, block)})
+        for size in sorted({min(size, items) for size in (block, 4 * block)})
     }
     programs[f'top 20 of {min(SERVED, users)} users'] = (top, ('query_BQD', 'item_VD'))
     data = None if args.abstract else make_data(users, seen, items, width)

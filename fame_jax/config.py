@@ -367,7 +367,7 @@ class Config:
     eval_items: int = _field(
         0,
         'Items scored at a time when users are ranked; 0: all of them, or at catalogues whose '
-        'scores would take more than 256 MiB, as many as take 64 MiB.',
+        'scores would take more than 256 MiB, as many as take 16 MiB.',
         low=0,
         runtime=True,
     )

@@ -24,8 +24,9 @@ PROTOCOLS = ('masked', 'unmasked')
 # Scores of so many queries are held at a time, before they are combined.
 QUERIES_AT_A_TIME = 1024
 
-# Where a chunk's scores would take more, they are made in blocks of items, which take so much.
-SCORES_AT_ONCE, SCORES_IN_BLOCK = 2**28, 2**26  # bytes
+# Where a chunk's scores would take more, they are made in blocks of items, which take so much: a
+# processor's cache holds that, and two passes over it are faster than one over all scores.
+SCORES_AT_ONCE, SCORES_IN_BLOCK = 2**28, 2**24  # bytes
 
 
 class Ranks(NamedTuple):

@@ -29,9 +29,9 @@ def test_every_field_of_a_module_is_the_configs(name):
     config = Config(width=24, num_heads=3, num_experts=5, dropout=0.25, temperature=0.5)
     module = build.build(name, config, num_items=7)
     own = {field.name for field in dataclasses.fields(module)} - {'parent', 'name'}
-    assert own - set(fields()) == {'num_items'}
+    assert own - set(fields()) == {'num_items', 'mesh'}
     assert (module.num_items, module.dtype) == (7, jnp.float32)
-    for field in own - {'num_items', 'dtype'}:
+    for field in own - {'num_items', 'dtype', 'mesh'}:
         assert getattr(module, field) == getattr(config, field)
 
 

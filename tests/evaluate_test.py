@@ -385,13 +385,13 @@ def test_a_nan_in_any_block_is_told(item):
 
 
 def test_blocks_where_scores_would_be_many():
-    """Up to 256 MiB all at once, which 1,024 users reach at 65,536 items; then 64 MiB a block."""
+    """Up to 256 MiB all at once, which 1,024 users reach at 65,536 items; then 16 MiB a block."""
     assert evaluate.block_size(1024, 1, 65_536) == 0
-    assert evaluate.block_size(1024, 1, 65_537) == 16_384
-    assert evaluate.block_size(64, 9, 1_000_000) == 2**26 // (4 * 576)
+    assert evaluate.block_size(1024, 1, 65_537) == 4096
+    assert evaluate.block_size(64, 9, 1_000_000) == 2**24 // (4 * 576)
     assert evaluate.block_size(1024, 1, 1000, asked=999) == 999
     assert evaluate.block_size(1024, 1, 1000, asked=1000) == 0
-    assert evaluate.block_size(2**20, 1, 1000) == 16
+    assert evaluate.block_size(2**20, 1, 1000) == 4
     assert evaluate.block_size(2**25, 1, 3) == 1
 
 

@@ -1,5 +1,6 @@
 """The items' side of every model: the table that is read, the vectors that queries meet."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -26,7 +27,8 @@ class ItemModel(nn.Module):
     tied_items: bool
     item_training: str
     dtype: Any
-    mesh: jax.sharding.Mesh | None  # that shares the tables by items
+    # That shares the tables by items.
+    mesh: jax.sharding.Mesh | None = dataclasses.field(default=None, kw_only=True)
 
     def setup(self) -> None:
         shape_VD = (table_rows(self.num_items, self.mesh), self.width)
