@@ -106,24 +106,19 @@ def test_a_run_stopped_inside_an_epoch_ends_as_if_it_had_not_been(model, tmp_pat
     world += [f'--compilation_cache={tmp_path / "xla"}', '--checkpoint_every=2']
     world += ['--rows_per_step=32'] if MODELS[model].layout == 'prefixes' else []
     assert main(flags(model, tmp_path / 'whole', *world)) == 0
-    make_step = train.make_step
-
-    def make_mortal_step(*arguments):
-        step, left = make_step(*arguments), [steps_of_an_epoch + 3]
-
-        def mortal(*inputs):
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-            return step(*inputs)
-
-        return mortal
-
     lines = (tmp_path / 'whole' / 'metrics.jsonl').read_text().splitlines()
     steps_of_an_epoch = next(json.loads(x)['step'] for x in lines if json.loads(x)['epoch'] == 1)
-    monkeypatch.setattr(train, 'make_step', make_mortal_step)
-    assert main(flags(model, tmp_path / 'stopped', *world)) == 130
-    monkeypatch.setattr(train, 'make_step', make_step)
+    take, left = train.Program.__call__, [steps_of_an_epoch + 3]
+
+    def take_or_die(self, state, block, key):
+        left[0] -= len(block)
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return take(self, state, block, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Program, '__call__', take_or_die)
+        assert main(flags(model, tmp_path / 'stopped', *world)) == 130
     assert main(flags(model, tmp_path / 'stopped', *world)) == 0
     for one, other in zip(arrays(tmp_path / 'whole'), arrays(tmp_path / 'stopped'), strict=True):
         np.testing.assert_array_equal(one, other)
