@@ -14,7 +14,7 @@ import optax
 
 from fame_jax import config as config_lib
 from fame_jax import evaluate as judge
-from fame_jax import item_table, records, serving, sharding, surgery, train
+from fame_jax import item_table, losses, records, serving, sharding, surgery, train
 from fame_jax.config import Config
 from fame_jax.data import epochs, pipeline, sequences
 from fame_jax.data.prepare import prepare as prepare_data
@@ -101,8 +101,7 @@ def _train(run: Run, stage: str, num_epochs: int, learning_rate: float) -> None:
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         screen.say(f'{stage}: {label(config, stage)}, {count:,} parameters')
         optimizer = _make_optimizer(run, learning_rate, params)
-        objective = build_objective(run.name(stage), config)
-        step = train.make_step(functools.partial(objective, module), optimizer)
+        step = train.make_step(_objective(run, stage, module), optimizer)
         # Batches of several shapes are several programs, and each block is of one.
         size = 1 if MODELS[run.name(stage)].layout == 'prefixes' else config.steps_per_dispatch
         with (
@@ -136,6 +135,19 @@ def _key(config: Config, stage: str) -> Array:
     """The stage's random key; an rbg key draws faster, a threefry key the same everywhere."""
     impl = {'rbg': 'rbg', 'threefry': 'threefry2x32'}[config.random_bits]
     return jax.random.fold_in(jax.random.key(config.seed, impl=impl), TRAINED.index(stage))
+
+
+def _objective(run: Run, stage: str, module: Any) -> Callable[..., Any]:
+    """What a stage is trained on, (params, batch, key) -> (sum, count)."""
+    objective = functools.partial(build_objective(run.name(stage), run.config), module)
+    if run.config.negatives == 'uniform':
+        return objective
+    items, _ = sequences.split_training(run.data)
+    count_V = np.bincount(items, minlength=run.data.num_items + 1)
+    objective = jax.tree_util.Partial(
+        objective, popularity_V=jax.numpy.asarray(losses.cumulate(count_V))
+    )
+    return sharding.placed(objective, run.mesh)
 
 
 def _make_optimizer(run: Run, learning_rate: float, params: Tree) -> optax.GradientTransformation:

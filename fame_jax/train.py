@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 
 from fame_jax import sharding
 from fame_jax.batch import Batch
@@ -127,13 +128,16 @@ def make_step(
     """The step (state, batch, key) -> (state, (loss sum, weight sum)), jitted, its state donated.
 
     Args:
-      objective: (params, batch, key) -> (sum, count); the step descends on their quotient.
+      objective: (params, batch, key) -> (sum, count); the step descends on their quotient. Arrays
+        that a `jax.tree_util.Partial` of it holds are arguments of the program, and no constants.
       optimizer: an optax transformation.
 
     The step folds its number into the key, so a resumed run draws what an uninterrupted one does.
     """
 
-    def step(state: State, batch: Batch, key: Array) -> tuple[State, tuple[Array, Array]]:
+    def step(
+        objective: Partial, state: State, batch: Batch, key: Array
+    ) -> tuple[State, tuple[Array, Array]]:
         step_key = jax.random.fold_in(key, state.step)
 
         def mean_loss(params: Tree) -> tuple[Array, tuple[Array, Array]]:
@@ -145,7 +149,11 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         return State(state.step + 1, params, optimizer_state), sums
 
-    return jax.jit(step, donate_argnums=0)
+    return Partial(jax.jit(step, donate_argnums=1), _as_partial(objective))
+
+
+def _as_partial(function: Callable[..., Any]) -> Partial:
+    return function if isinstance(function, Partial) else Partial(function)
 
 
 class Program:
@@ -165,7 +173,7 @@ class Program:
         self.size = size
         # A stack of one would need no slicing, and be another program that may round otherwise.
         self._room = max(size, 2)
-        self._step = step
+        self._step = _as_partial(step)
         self._mesh = mesh
         self._place = sharding.feeder(mesh, axis=1)
         self._compiled: dict[tuple, Any] = {}
@@ -178,7 +186,9 @@ class Program:
           The state, and float32 [steps, 2]: each step's loss sum and weight sum, then zeros.
         """
         compiled = self.compile(state, batches[0], key)
-        return compiled(state, self._place(stack(batches, self._room)), len(batches), key)
+        return compiled(
+            self._step, state, self._place(stack(batches, self._room)), len(batches), key
+        )
 
     def compile(self, state: State, batch: Batch, key: Array) -> Any:
         """The program for batches of this shape."""
@@ -188,8 +198,8 @@ class Program:
             batches = self._place(stack([batch], self._room))
             # What comes out lies where it came from, or the next block would not fit.
             places = sharding.placement((state, jnp.zeros(())), self._mesh)
-            run = jax.jit(self._run, donate_argnums=0, out_shardings=places if self._mesh else None)
-            self._compiled[shape] = run.lower(state, batches, 0, key).compile()
+            run = jax.jit(self._run, donate_argnums=1, out_shardings=places if self._mesh else None)
+            self._compiled[shape] = run.lower(self._step, state, batches, 0, key).compile()
             self._compiling += time.monotonic() - began
         return self._compiled[shape]
 
@@ -198,11 +208,13 @@ class Program:
         seconds, self._compiling = self._compiling, 0.0
         return seconds
 
-    def _run(self, state: State, batches: Batch, count: int, key: Array) -> tuple[State, Array]:
+    def _run(
+        self, step: Partial, state: State, batches: Batch, count: int, key: Array
+    ) -> tuple[State, Array]:
         def one(i: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
             state, sums = carry
             batch = jax.tree.map(lambda field: field[i], batches)
-            state, told = self._step(state, batch, key)
+            state, told = step(state, batch, key)
             return state, sums.at[i].set(jnp.stack(told))
 
         # A count that only the device knows: the last block of an epoch is no other program.

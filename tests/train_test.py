@@ -109,7 +109,7 @@ def test_a_stage_compiles_its_step_once(tmp_path):
     for epoch in range(2):
         for batch in stages.epochs_of(run, 'pretrain')(epoch).batches:
             state, _ = step(state, batch, jax.random.key(0))
-    assert step._cache_size() == 1
+    assert step.func._cache_size() == 1
 
 
 def other_histories():
@@ -163,7 +163,7 @@ def test_the_donated_state_is_written_in_place():
     'size, every, blocks', [(4, 0, [4, 4, 4]), (4, 6, [4, 2, 4]), (4, 3, [3] * 3)]
 )
 def test_a_block_ends_where_a_checkpoint_is_due(size, every, blocks):
-    program, done = train.Program(None, size), 0
+    program, done = train.Program(len, size), 0
     for block in blocks:
         assert train.until_save(done, program, train.Limits(1, 1, every)) == block
         done += block
@@ -347,3 +347,20 @@ def test_rows_that_are_to_stay_stay_even_under_weight_decay():
     np.testing.assert_array_equal(updates['still'], np.zeros((3, 2)))
     moments = [leaf.shape for leaf in jax.tree.leaves(state) if leaf.shape == (3, 2)]
     assert len(moments) == 2 * 2  # two for each leaf that moves, none for the frozen one
+
+
+def test_arrays_of_an_objective_are_arguments_of_its_program():
+    """Of a hundred thousand numbers one is taken; none of them is a constant."""
+
+    def loss(params, batch, key, *, numbers):
+        return params['w'] * numbers[batch.tokens_BL[0, 0]], jnp.float32(1)
+
+    numbers = jnp.arange(100_000, dtype=jnp.float32)
+    optimizer, params = optax.sgd(1.0), {'w': jnp.float32(0)}
+    step = train.make_step(jax.tree_util.Partial(loss, numbers=numbers), optimizer)
+    program = train.Program(step)
+    state, key = train.State(jnp.int32(0), params, optimizer.init(params)), jax.random.key(0)
+    memory = program.compile(state, two_histories(), key).memory_analysis()
+    assert memory.argument_size_in_bytes > numbers.nbytes
+    state, _ = program(state, [two_histories()], key)
+    assert state.params['w'] == -7
