@@ -10,6 +10,7 @@ which other programs of the machine disturb less. Temporaries are XLA's own coun
 """
 
 import argparse
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +80,7 @@ def make_batch(size: Size, num_items: int) -> Batch:
     )
 
 
-def make_step(size: Size, num_items: int = ITEMS, **changes: Any) -> Step:
+def make_step(size: Size, num_items: int | None = None, **changes: Any) -> Step:
     """FAME's loss and gradient, of random parameters."""
     config = config_lib.Config(
         num_heads=size.heads,
@@ -90,6 +91,7 @@ def make_step(size: Size, num_items: int = ITEMS, **changes: Any) -> Step:
         **changes,
     )
     config_lib.check(config)
+    num_items = num_items or ITEMS
     module = build('fame', config, num_items)
     objective = functools.partial(build_objective('fame', config), module)
 
@@ -139,23 +141,25 @@ def table(found: Sequence[dict[str, Any]], title: str) -> str:
         f'| {title} | ms (P10 - P90) | against first | CPU ms | against first | temporaries MB |',
         '|---|---|---|---|---|---|',
     ]
+    first = next((record for record in found if 'seconds' in record), None)
     for record in found:
-        if 'failed' in record:
+        if 'seconds' not in record:
             lines.append(f'| {record["name"]} | {record["failed"]} | | | | |')
             continue
         p10, p50, p90 = (1e3 * record['seconds'][name] for name in ('p10', 'median', 'p90'))
         busy = record['cpu_seconds']
         lines.append(
             f'| {record["name"]} | {p50:.1f} ({p10:.1f} - {p90:.1f}) | '
-            f'{record["seconds"]["p10"] / found[0]["seconds"]["p10"]:.2f} | {1e3 * busy:.1f} | '
-            f'{busy / found[0]["cpu_seconds"]:.2f} | {record["temporaries_bytes"] / 1e6:.1f} |'
+            f'{record["seconds"]["p10"] / first["seconds"]["p10"]:.2f} | {1e3 * busy:.1f} | '
+            f'{busy / first["cpu_seconds"]:.2f} | {record["temporaries_bytes"] / 1e6:.1f} |'
         )
     return '\n'.join(lines)
 
 
 def use(workdir: str) -> dict[str, Any]:
     """How a run's FAME uses its experts, at every position of its validation histories."""
-    run = run_lib.open_run(config_lib.parse([f'--workdir={workdir}', '--progress=none']))
+    config = config_lib.read(Path(workdir) / 'flags.cfg')
+    run = run_lib.open_run(dataclasses.replace(config, workdir=workdir, progress='none'))
     model = serving.open_recommender(run).model
     look = jax.jit(model.look)
     router = []

@@ -52,6 +52,11 @@ ENCODER = {
 }
 FACETS = {
     'num_experts': 3,
+    'routing': 'outputs',
+    'active_experts': 0,
+    'attention_dropout': -1.0,
+    'attention': 'einsum',
+    'remat': 'none',
     'attention_residual': 'norm',
     'output_projection': 'drop',
     'facet_init': 'slices',

@@ -86,7 +86,7 @@ def _leaves(tree, path=''):
 
 def without_times(workdir):
     lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-    timed = ('seconds', 'histories_per_second')
+    timed = ('seconds', 'histories_per_second', 'compile_seconds')
     return [{k: v for k, v in json.loads(x).items() if k not in timed} for x in lines]
 
 
