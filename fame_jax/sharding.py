@@ -144,7 +144,7 @@ def rows_of_process(mesh: Mesh | None, num_rows: int) -> slice:
 
 def whole(array: Array) -> np.ndarray:
     """An array from wherever its parts are, in the host's memory; all processes ask together."""
-    if array.is_fully_addressable or array.is_fully_replicated:
+    if not isinstance(array, Array) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
