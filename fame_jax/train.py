@@ -315,7 +315,7 @@ def fit(
             done = progress.data['next_index'] if progress.data else 0
             screen.begin(stage, progress.epoch, limits.epochs, data.num_steps, done)
             began, start = time.monotonic(), done
-            pending = None
+            pending, heard = None, 0
             while block := list(itertools.islice(data.batches, until_save(done, program, limits))):
                 with profile.dispatch(stage) as result:
                     state, sums = program(state, block, key)
