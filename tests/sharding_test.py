@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fame_jax import config as config_lib
 from fame_jax import losses, sharding, train
@@ -27,6 +28,7 @@ from fame_jax.batch import Batch
 from fame_jax.errors import UserError
 from fame_jax.main import main
 from fame_jax.models.build import build, build_objective, initial
+from fame_jax.models.items import unit
 
 EIGHT = jax.device_count() == 8
 on_eight = pytest.mark.skipif(not EIGHT, reason='run by test_on_eight_devices')
@@ -120,20 +122,21 @@ def test_each_device_holds_its_part_of_the_tables_and_no_more(data, model):
 
 @on_eight
 @pytest.mark.parametrize(
-    'name, data, model',
+    'name, data, model, chunk_items',
     [
-        *(('fame', *mesh) for mesh in MESHES),
-        ('sasrec', 4, 2),
+        *(('fame', *mesh, 0) for mesh in MESHES),
+        ('fame', 2, 4, 5),
+        ('sasrec', 4, 2, 0),
         *(
-            pytest.param(name, 4, 2, marks=pytest.mark.slow)
+            pytest.param(name, 4, 2, 0, marks=pytest.mark.slow)
             for name in ('gru4rec', 'atten_mixer', 'cl4srec')
         ),
     ],
 )
-def test_steps_on_a_mesh_are_those_of_one_device(name, data, model):
+def test_steps_on_a_mesh_are_those_of_one_device(name, data, model, chunk_items):
     """From the same parameters, with dropout; rows past V start at random and go nowhere."""
     one, program_one = make_state(None, name)
-    many, program_many = make_state(sharding.make_mesh(data, model), name)
+    many, program_many = make_state(sharding.make_mesh(data, model), name, chunk_items=chunk_items)
     for seed in range(2):
         block = [some_batch(2 * seed), some_batch(2 * seed + 1)]
         one, sums_one = program_one(one, block, jax.random.key(1))
@@ -144,43 +147,120 @@ def test_steps_on_a_mesh_are_those_of_one_device(name, data, model):
         np.testing.assert_allclose(leaf, np.asarray(other)[: len(leaf)], atol=2e-3, rtol=2e-3)
 
 
+def cosine(row_VD):
+    return unit(row_VD, 0.5)
+
+
+def half_cosine(row_VD):
+    """As a model of bfloat16 has it: the table is float32."""
+    return unit(row_VD.astype(jnp.bfloat16), 0.5)
+
+
+def loss_and_gradients(loss, *args):
+    """Of 3 times the sum and the count, by queries, table and weights."""
+
+    def weighed(query_TD, item_VD, weight_T, target_T):
+        total, count = loss(query_TD, item_VD, target_T, weight_T)
+        return 3 * total + count
+
+    return jax.jit(jax.value_and_grad(weighed, argnums=(0, 1, 2)))(*args)
+
+
+def assert_divided_is_whole(
+    mesh,
+    num_items,
+    tokens,
+    chunks,
+    prepare=losses.as_they_are,
+    seed=0,
+    dtypes=(jnp.float32, jnp.float32),
+    nobodys=None,
+    bound=1e-4,
+):
+    """The loss of a mesh against that of one device, as far as rows are an item's."""
+    mesh = sharding.make_mesh(*mesh)
+    keys = jax.random.split(jax.random.key(seed), 4)
+    query_TD = jax.random.normal(keys[0], (8 * tokens, 4)).astype(dtypes[0])
+    rows = sharding.table_rows(num_items, mesh)
+    item_VD = jax.random.normal(keys[1], (rows, 4)).astype(dtypes[1])
+    target_T = jax.random.randint(keys[2], (8 * tokens,), 1, num_items + 1)
+    weight_T = (jax.random.uniform(keys[3], (8 * tokens,)) > 0.3).astype(jnp.float32)
+    target_T = jnp.where(weight_T > 0, target_T, 0)
+
+    def one(query_TD, item_VD, *others):
+        return losses.cross_entropy(query_TD, prepare(item_VD[: num_items + 1]), *others)
+
+    chunk_tokens, chunk_items = chunks
+    many = functools.partial(
+        losses.divided_cross_entropy,
+        mesh=mesh,
+        num_items=num_items,
+        chunk_tokens=chunk_tokens,
+        chunk_items=chunk_items,
+        prepare=prepare,
+    )
+    want = loss_and_gradients(one, query_TD, item_VD, weight_T, target_T)
+    if nobodys is not None:
+        item_VD = item_VD.at[0].set(nobodys).at[num_items + 1 :].set(nobodys)
+    found = loss_and_gradients(many, query_TD, item_VD, weight_T, target_T)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, rtol=0, atol=bound * max(1, np.abs(b).max()))
+    d_item_VD = np.asarray(found[1][1])
+    assert not np.any(d_item_VD[0]) and not np.any(d_item_VD[num_items + 1 :])
+
+
 @on_eight
 @given(
     mesh=st.sampled_from(MESHES),
     num_items=st.integers(1, 30),
     tokens=st.integers(1, 4),
-    chunk=st.integers(0, 6),
+    chunks=st.tuples(st.integers(0, 6), st.integers(0, 6)),
+    prepare=st.sampled_from([losses.as_they_are, cosine]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=10, deadline=None)
-def test_divided_cross_entropy_is_cross_entropy(mesh, num_items, tokens, chunk, seed):
+# Three rows each in chunks of two, and the last two devices have no item.
+@example(mesh=(1, 8), num_items=17, tokens=1, chunks=(3, 2), prepare=cosine, seed=0)
+@settings(max_examples=8, deadline=None)
+def test_divided_cross_entropy_is_cross_entropy(mesh, num_items, tokens, chunks, prepare, seed):
     """Values and gradients, with devices that hold no item at all."""
-    mesh = sharding.make_mesh(*mesh)
-    keys = jax.random.split(jax.random.key(seed), 4)
-    query_TD = jax.random.normal(keys[0], (8 * tokens, 4))
-    item_VD = jax.random.normal(keys[1], (sharding.table_rows(num_items, mesh), 4))
-    target_T = jax.random.randint(keys[2], (8 * tokens,), 1, num_items + 1)
-    weight_T = (jax.random.uniform(keys[3], (8 * tokens,)) > 0.3).astype(jnp.float32)
-    target_T = jnp.where(weight_T > 0, target_T, 0)
+    assert_divided_is_whole(mesh, num_items, tokens, chunks, prepare, seed)
 
-    def one(query_TD, item_VD, weight_T):
-        total, count = losses.cross_entropy(query_TD, item_VD[: num_items + 1], target_T, weight_T)
-        return 3 * total + count
 
-    def many(query_TD, item_VD, weight_T):
-        total, count = losses.divided_cross_entropy(
-            *(query_TD, item_VD, target_T, weight_T),
-            mesh=mesh,
-            num_items=num_items,
-            chunk_tokens=chunk,
-        )
-        return 3 * total + count
+@on_eight
+@pytest.mark.parametrize('data, model', MESHES)
+def test_chunks_of_a_devices_rows(data, model):
+    """Fewer than a device has, so that every mesh streams, and no multiple of them."""
+    for num_items, chunks in ((23, (3, 2)), (100, (0, 9))):
+        assert_divided_is_whole((data, model), num_items, 3, chunks, cosine)
 
-    given_all = query_TD, item_VD, weight_T
-    want = jax.value_and_grad(one, argnums=(0, 1, 2))(*given_all)
-    found = jax.jit(jax.value_and_grad(many, argnums=(0, 1, 2)))(*given_all)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, want)
-    assert not np.any(np.asarray(found[1][1])[num_items + 1 :])
+
+@on_eight
+@pytest.mark.parametrize('chunk_items', [0, 5])
+@pytest.mark.parametrize(
+    'prepare, dtypes',
+    [
+        (losses.as_they_are, (jnp.bfloat16, jnp.bfloat16)),
+        (half_cosine, (jnp.bfloat16, jnp.float32)),
+    ],
+)
+def test_divided_in_bfloat16(prepare, dtypes, chunk_items):
+    chunks, bound = (5, chunk_items), 4 * 2**-8
+    assert_divided_is_whole((2, 4), 45, 4, chunks, prepare, dtypes=dtypes, bound=bound)
+
+
+@on_eight
+@pytest.mark.parametrize('nobodys', [1e30, np.inf, np.nan])
+def test_rows_of_nobody_are_not_felt(nobodys):
+    """Row 0 and those past V, in a chunk beside items and, the last, in one without any."""
+    assert_divided_is_whole((2, 4), 9, 2, (3, 2), nobodys=nobodys)
+
+
+@on_eight
+def test_a_divided_loss_refuses_chunks_below_0():
+    with pytest.raises(ValueError, match='chunks must be >= 0, not 0 tokens and -1 items'):
+        assert_divided_is_whole((2, 4), 9, 2, (0, -1))
 
 
 def collectives(compiled):
@@ -196,25 +276,75 @@ def collectives(compiled):
     return found
 
 
+def in_loops_of_a_part(compiled):
+    """The collectives in a loop of what is written for one device's part."""
+    lines = re.findall(r'.* (?:all-reduce|all-gather)\(.*', compiled.as_text())
+    return [line for line in lines if 'shard_map/while' in line]
+
+
 @on_eight
+@pytest.mark.parametrize('chunk_items', [0, 300])
 @pytest.mark.parametrize('data, model', [(4, 2), (1, 8)])
-def test_what_goes_between_devices_is_short(data, model):
+def test_what_goes_between_devices_is_short(data, model, chunk_items):
     """A step's collectives, by what they carry: 20,001 rows of 8 are far more than all else.
 
-    Looked-up rows and targets' vectors together; a chunk's maxima and sums; the count of terms; the
-    gradient by the queries; every gradient that the devices of `data` have a part of. XLA has
-    joined what can go together.
+    Looked-up rows, and targets' vectors together with them; maxima and sums, of a chunk of five
+    tokens, or, with chunks of items, of all of a device's tokens and with their targets' scores;
+    the count of terms; the gradient by the queries; every gradient that the devices of `data` have
+    a part of. XLA has joined what can go together. Chunks of items do not make them more.
     """
     mesh = sharding.make_mesh(data, model)
-    state, program = make_state(mesh, num_items=20_000)
+    state, program = make_state(mesh, num_items=20_000, chunk_items=chunk_items)
     compiled = program.compile(state, some_batch(0, 20_000), jax.random.key(1))
     found = collectives(compiled)
     part = sharding.table_rows(20_000, mesh) // model * 8
     assert len(found) <= 5
-    assert max(size for kind, size in found if kind == 'all-gather') == model * 2 * 5
-    long = [size for _, size in found if size > 64 * 8]
+    gathered = 3 * 64 // data if chunk_items else 2 * 5
+    assert [size for kind, size in found if kind == 'all-gather'] == [model * gathered]
+    long = [size for kind, size in found if kind != 'all-gather' and size > 64 * 8]
+    # In loops over chunks, of tokens alone, maxima and sums are gathered; of items, nothing is.
+    assert len(in_loops_of_a_part(compiled)) == (0 if chunk_items else 1)
     # The gradient of a device's own part goes to those that have the same part; no table does.
     assert long == ([] if data == 1 else [part])
+
+
+@on_eight
+@pytest.mark.parametrize('data, model', [(2, 4), (1, 8)])
+def test_a_divided_loss_in_chunks_takes_no_second_table(data, model):
+    """Beside the gradient that it returns: the one that is summed over `data`, and a chunk's."""
+    mesh = sharding.make_mesh(data, model)
+    tokens, items = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ('data', 'model'))
+
+    def temporaries(num_items, chunk_items):
+        rows = sharding.table_rows(num_items, mesh)
+        shapes = [((512, 64), 'float32', tokens), ((rows, 64), 'float32', items)]
+        shapes += [((512,), 'int32', tokens), ((512,), 'float32', tokens)]
+        many = functools.partial(
+            losses.divided_cross_entropy,
+            mesh=mesh,
+            num_items=num_items,
+            chunk_tokens=64,
+            chunk_items=chunk_items,
+            prepare=cosine,
+        )
+        f = jax.jit(jax.grad(lambda *args: many(*args)[0], argnums=(0, 1)))
+        args = [jax.ShapeDtypeStruct(*shape[:2], sharding=shape[2]) for shape in shapes]
+        return f.lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+    part = sharding.table_rows(200_000, mesh) // model * 64 * 4
+    summed = part if data > 1 else 0
+    assert temporaries(200_000, 512) < summed + 2e6
+    assert temporaries(200_000, 0) > summed + 2 * part
+
+
+@on_eight
+def test_a_step_in_chunks_takes_a_gradient_beside_the_state():
+    mesh = sharding.make_mesh(1, 8)
+    state, program = make_state(mesh, num_items=200_000, chunk_items=512)
+    memory = program.compile(state, some_batch(0), jax.random.key(1)).memory_analysis()
+    part = sharding.table_rows(200_000, mesh) // 8 * 8 * 4
+    assert memory.alias_size_in_bytes >= 3 * part
+    assert memory.temp_size_in_bytes < 1.5 * part
 
 
 @on_eight

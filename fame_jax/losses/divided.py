@@ -4,8 +4,11 @@ Each device multiplies its tokens by its items and no more. Between them go, ove
 targets' vectors [T, D], the maxima and sums of each chunk's softmax, [2, T] for every device that
 shares the table, and the gradient by the queries [T, D]; over `data`: the gradient by a device's
 items. Nothing as long as the table goes anywhere, nor is it whole on any device.
+
+With chunks of items it is `divided_streamed` that does the work.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -13,7 +16,23 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from fame_jax.losses.pieces import chunk_of, d_weight, matmul, put, real, rows, rowwise, weigh
+from fame_jax.losses.divided_streamed import divided_streamed
+from fame_jax.losses.pieces import (
+    LOWEST,
+    as_they_are,
+    check_chunks,
+    chunk_of,
+    d_weight,
+    matmul,
+    own_rows,
+    put,
+    put_together,
+    real,
+    rows,
+    rowwise,
+    sum_over,
+    weigh,
+)
 from fame_jax.sharding import DATA, MODEL
 
 
@@ -26,11 +45,16 @@ def divided_cross_entropy(
     mesh: Mesh,
     num_items: int,
     chunk_tokens: int,
+    chunk_items: int = 0,
+    prepare: Callable[[jax.Array], jax.Array] = as_they_are,
 ) -> tuple[jax.Array, jax.Array]:
     """The value and the gradients of `cross_entropy`, the catalogue split over devices.
 
     Vocabulary-parallel cross-entropy (Shoeybi et al. 2019, arXiv 1909.08053, section 3), its
-    gradients formed with its value.
+    gradients formed with its value. A device's temporaries are chunk_tokens * V / M floats, with M
+    devices along `model`, and several times its part of the table. With chunks of items they are
+    those of `chunked_cross_entropy`, of its own tokens, and one gradient by its rows where that is
+    yet to be summed over `data`; there are four products then instead of three.
 
     Args:
       query_TD: [T, D] float32 or bfloat16, split over `data`; T a multiple of those devices.
@@ -40,11 +64,19 @@ def divided_cross_entropy(
       mesh: the devices.
       num_items: V.
       chunk_tokens: of a device's tokens, so many at a time; 0: all.
+      chunk_items: of a device's rows, so many at a time; 0, or no fewer than there are: all.
+      prepare: rows of the table -> their vectors, as `chunked_cross_entropy` has it.
 
     Returns:
       As `cross_entropy`.
     """
-    return _divided(mesh, num_items, chunk_tokens, query_TD, item_VD, real(target_T), weight_T)
+    check_chunks(chunk_tokens, chunk_items)
+    target_T = real(target_T)
+    if chunk_items in range(1, len(item_VD) // mesh.shape[MODEL]):
+        statics = mesh, num_items, chunk_tokens, chunk_items, prepare
+        return divided_streamed(*statics, query_TD, item_VD, target_T, weight_T)
+    vector_VD = prepare(item_VD)
+    return _divided(mesh, num_items, chunk_tokens, query_TD, vector_VD, target_T, weight_T)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -97,9 +129,8 @@ def _part(
     first = lax.axis_index(MODEL) * V
     id_V = first + jnp.arange(V)
     real_1V = ((id_V > 0) & (id_V <= num_items))[None, :]
-    mine_T = (target_T >= first) & (target_T < first + V)
-    here_T = jnp.where(mine_T, target_T - first, 0)
-    picked_TD = _sum(jnp.where(mine_T[:, None], item_VD[here_T], 0), MODEL)
+    mine_T, here_T = own_rows(first, V, target_T)
+    picked_TD = sum_over(jnp.where(mine_T[:, None], item_VD[here_T], 0), MODEL)
     size = min(chunk, T) or T
 
     def add_chunk(i: jax.Array, carry: tuple) -> tuple:
@@ -108,7 +139,7 @@ def _part(
         query, picked, weight = rows(start, size, query_TD, picked_TD, weight_T)
         logit_TV = jnp.where(real_1V, matmul(query, item_VD.T), -jnp.inf)
         # Finite on a device without a real item too, for what is subtracted from.
-        max_T = jnp.maximum(logit_TV.max(axis=1), -1e30)
+        max_T = jnp.maximum(logit_TV.max(axis=1), LOWEST)
         exp_TV = jnp.exp(logit_TV - max_T[:, None])
         log_total_T, share_T = _over_devices(max_T, exp_TV.sum(axis=1))
         exp_TV = exp_TV.astype(query.dtype)
@@ -120,22 +151,16 @@ def _part(
 
     zeros = jnp.zeros(T), jnp.zeros((T, D)), jnp.zeros((D, V))
     loss_T, d_query_TD, d_item_DV = lax.fori_loop(0, -(-T // size), add_chunk, zeros)
-    d_query_TD = (_sum(d_query_TD, MODEL) - picked_TD) * weight_T[:, None]
+    d_query_TD = (sum_over(d_query_TD, MODEL) - picked_TD) * weight_T[:, None]
     own_TD = jnp.where(mine_T[:, None], -query_TD * weight_T[:, None], 0)
-    d_item_VD = _sum(d_item_DV.T.at[here_T].add(own_TD), DATA)
+    d_item_VD = sum_over(d_item_DV.T.at[here_T].add(own_TD), DATA)
     return loss_T, d_query_TD.astype(query_TD.dtype), d_item_VD.astype(item_VD.dtype)
-
-
-def _sum(part: jax.Array, axis: str) -> jax.Array:
-    """Over the devices along an axis, if they are several."""
-    return part if lax.psum(1, axis) == 1 else lax.psum(part, axis)
 
 
 def _over_devices(max_T: jax.Array, total_T: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The logarithm of the sum of all devices' exponentials, and this one's scale in that sum."""
     all_M2T = lax.all_gather(jnp.stack([max_T, total_T]), MODEL)
-    highest_T = all_M2T[:, 0].max(axis=0)
-    sum_T = (all_M2T[:, 1] * jnp.exp(all_M2T[:, 0] - highest_T[None])).sum(axis=0)
+    highest_T, sum_T = put_together(all_M2T[:, 0], all_M2T[:, 1])
     return highest_T + jnp.log(sum_T), jnp.exp(max_T - highest_T) / sum_T
 
 

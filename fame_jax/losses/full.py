@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 
 from fame_jax.losses.dense import dense
-from fame_jax.losses.pieces import as_they_are, real
+from fame_jax.losses.pieces import as_they_are, check_chunks, real
 from fame_jax.losses.streamed import streamed
 
 
@@ -70,8 +70,7 @@ def chunked_cross_entropy(
     Returns:
       As `cross_entropy`.
     """
-    if chunk_tokens < 0 or chunk_items < 0:
-        raise ValueError(f'chunks must be >= 0, not {chunk_tokens} tokens and {chunk_items} items')
+    check_chunks(chunk_tokens, chunk_items)
     target_T = real(target_T)
     if chunk_items in range(1, item_VD.shape[0] - 1):
         return streamed(chunk_tokens, chunk_items, prepare, query_TD, item_VD, target_T, weight_T)

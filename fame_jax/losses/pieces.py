@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+# Below every score, and finite, so that it may be subtracted from: the maximum of no items.
+LOWEST = -1e30
+
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """A product in the dtype that comes in, summed in float32."""
@@ -60,3 +63,26 @@ def d_weight(
     """The gradient of `weigh` by the weights."""
     d_sum, d_count = cotangents
     return (loss_T * d_sum + d_count).astype(weight_T.dtype)
+
+
+def check_chunks(chunk_tokens: int, chunk_items: int) -> None:
+    """Raises ValueError for sizes below 0."""
+    if chunk_tokens < 0 or chunk_items < 0:
+        raise ValueError(f'chunks must be >= 0, not {chunk_tokens} tokens and {chunk_items} items')
+
+
+def own_rows(first: jax.Array, length: int, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which ids are among so many from `first` on, and their rows; row 0 for those that are not."""
+    mine = (ids >= first) & (ids < first + length)
+    return mine, jnp.where(mine, ids - first, 0)
+
+
+def sum_over(part: jax.Array, axis: str) -> jax.Array:
+    """Over the devices along an axis, if they are several."""
+    return part if lax.psum(1, axis) == 1 else lax.psum(part, axis)
+
+
+def put_together(max_MT: jax.Array, sum_MT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[T], the maximum m of M devices' scores and the sum of exp(s - m), from those of each."""
+    max_T = max_MT.max(axis=0)
+    return max_T, (sum_MT * jnp.exp(max_MT - max_T[None])).sum(axis=0)

@@ -4,16 +4,161 @@ Two passes over the table, each chunk of which is read and prepared once in a pa
 one product and leaves log Z; the second multiplies again and forms both gradients, three products.
 Three in all would do only if a chunk's gradient could be formed before log Z is known, and it
 cannot: it is a sum over tokens of exp(s) / Z times a query, and each token has a Z of its own.
+
+The passes go over the rows that a device has: all but the padding here, a part of the table in
+`divided_streamed`.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from fame_jax.losses.pieces import chunk_of, d_weight, matmul, put, rows, rowwise, weigh
+
+
+class Span(NamedTuple):
+    """Which rows of a table are gone through, and whose they are.
+
+    Attributes:
+      start: the first of them; those before are never read.
+      first: the id of that one, an int or an int32 scalar.
+      num_items: V; rows of id 0 and of ids past V are nobody's. None: all are somebody's.
+    """
+
+    start: int
+    first: jax.Array | int
+    num_items: int | None
+
+
+WHOLE = Span(start=1, first=1, num_items=None)
+
+
+def _chunk(
+    j: jax.Array, size: int, which: Span, item_VD: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where the j-th chunk starts; [size], its ids, and which are items that are not done yet."""
+    first, fresh_V = chunk_of(j, size, len(item_VD) - which.start)
+    id_V = which.first + first + jnp.arange(size)
+    if which.num_items is not None:
+        fresh_V &= (id_V > 0) & (id_V <= which.num_items)
+    return which.start + first, id_V, fresh_V
+
+
+def add_up(
+    chunk_T: int,
+    chunk_V: int,
+    prepare: Callable[[jax.Array], jax.Array],
+    which: Span,
+    query_TD: jax.Array,
+    item_VD: jax.Array,
+    max_T: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The first pass: each token's greatest score m, and the sum of all items' exp(s - m).
+
+    Args:
+      chunk_T: tokens at a time; 0: all.
+      chunk_V: items at a time, no more than there are rows.
+      prepare: as the losses have it.
+      which: rows of `item_VD` to go through.
+      query_TD: [T, D].
+      item_VD: raw rows.
+      max_T: [T] float32, what m is to be at the least, finite.
+    """
+    T = len(query_TD)
+    size = min(chunk_T, T) or T
+
+    def add_items(j: jax.Array, carry: tuple) -> tuple:
+        begin, _, fresh_V = _chunk(j, chunk_V, which, item_VD)
+        vector_VD = prepare(*rows(begin, chunk_V, item_VD))
+
+        def add_tokens(i: jax.Array, carry: tuple) -> tuple:
+            start, fresh_T = chunk_of(i, size, T)
+            query, max_T, sum_T = rows(start, size, query_TD, *carry)
+            logit_TV = jnp.where(fresh_V[None, :], matmul(query, vector_VD.T), -jnp.inf)
+            new_T = jnp.maximum(max_T, logit_TV.max(axis=1))
+            more_T = jnp.exp(logit_TV - new_T[:, None]).sum(axis=1)
+            both = new_T, sum_T * jnp.exp(max_T - new_T) + more_T
+            # A token that an earlier chunk has held knows these items already.
+            kept = (jnp.where(fresh_T, x, old) for x, old in zip(both, (max_T, sum_T)))
+            return tuple(put(start, x, part) for x, part in zip(carry, kept))
+
+        return lax.fori_loop(0, -(-T // size), add_tokens, carry)
+
+    turns = -(-(len(item_VD) - which.start) // chunk_V)
+    return lax.fori_loop(0, turns, add_items, (max_T, jnp.zeros(T)))
+
+
+def differentiate(
+    chunk_T: int,
+    chunk_V: int,
+    prepare: Callable[[jax.Array], jax.Array],
+    which: Span,
+    query_TD: jax.Array,
+    item_VD: jax.Array,
+    target_T: jax.Array,
+    total_T: jax.Array,
+    scale_T: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The second pass: the gradients of sum_t scale_t (log Z_t - s_target), given every log Z.
+
+    Args:
+      chunk_T: tokens at a time; 0: all.
+      chunk_V: items at a time, no more than there are rows.
+      prepare: as the losses have it.
+      which: rows of `item_VD` to go through; a target that is not among them adds nothing.
+      query_TD: [T, D].
+      item_VD: raw rows.
+      target_T: [T] int32.
+      total_T: [T] float32, log Z.
+      scale_T: [T] float32.
+
+    Returns:
+      By the queries, [T, D] float32, and by the raw rows, in their shape and dtype.
+    """
+    T = len(query_TD)
+    size = min(chunk_T, T) or T
+    # Weights, and what is not to be counted twice, go into the small factors and not over [T, V].
+    scale_T1 = scale_T[:, None]
+    scaled_TD = (query_TD * scale_T1).astype(query_TD.dtype)
+
+    def add_items(j: jax.Array, carry: tuple) -> tuple:
+        d_query_TD, d_item_VD = carry
+        begin, id_V, fresh_V = _chunk(j, chunk_V, which, item_VD)
+        vector_VD, pull = jax.vjp(prepare, *rows(begin, chunk_V, item_VD))
+        fresh_VD = jnp.where(fresh_V[:, None], vector_VD, 0)
+
+        def add_tokens(i: jax.Array, carry: tuple) -> tuple:
+            d_query_TD, d_vector_DV = carry
+            start, fresh_T = chunk_of(i, size, T)
+            parts = rows(start, size, query_TD, scaled_TD, target_T, total_T, d_query_TD)
+            query, scaled, target, total, old = parts
+            logit_TV = matmul(query, vector_VD.T)
+            if which.num_items is not None:
+                # What is nobody's may be of any size, and inf * 0 is NaN.
+                logit_TV = jnp.where(fresh_V[None, :], logit_TV, -jnp.inf)
+            slope_TV = jnp.exp(logit_TV - total[:, None])
+            slope_TV -= target[:, None] == id_V[None, :]
+            slope_TV = slope_TV.astype(query.dtype)
+            new = jnp.where(fresh_T[:, None], old + matmul(slope_TV, fresh_VD), old)
+            scaled = jnp.where(fresh_T[:, None], scaled, 0)
+            return put(start, d_query_TD, new), d_vector_DV + matmul(scaled.T, slope_TV)
+
+        zero = d_query_TD, jnp.zeros(vector_VD.shape[::-1])
+        d_query_TD, d_vector_DV = lax.fori_loop(0, -(-T // size), add_tokens, zero)
+        (d_row_VD,) = pull(d_vector_DV.T.astype(vector_VD.dtype))
+        # A chunk's rows are whole after all the tokens, so the table is written once, in its own
+        # dtype; rows of an earlier chunk keep what they have.
+        new = jnp.where(fresh_V[:, None], d_row_VD, *rows(begin, chunk_V, d_item_VD))
+        return d_query_TD, put(begin, d_item_VD, new)
+
+    zeros = jnp.zeros(query_TD.shape), jnp.zeros_like(item_VD)
+    turns = -(-(len(item_VD) - which.start) // chunk_V)
+    d_query_TD, d_item_VD = lax.fori_loop(0, turns, add_items, zeros)
+    return d_query_TD * scale_T1, d_item_VD
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -39,31 +184,11 @@ def _forward(
     target_T: jax.Array,
     weight_T: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    T, V = query_TD.shape[0], item_VD.shape[0] - 1
-    size = min(chunk_T, T) or T
-
-    def add_items(j: jax.Array, carry: tuple) -> tuple:
-        first, fresh_V = chunk_of(j, chunk_V, V)
-        vector_VD = prepare(*rows(1 + first, chunk_V, item_VD))
-
-        def add_tokens(i: jax.Array, carry: tuple) -> tuple:
-            start, fresh_T = chunk_of(i, size, T)
-            query, max_T, sum_T = rows(start, size, query_TD, *carry)
-            logit_TV = jnp.where(fresh_V[None, :], matmul(query, vector_VD.T), -jnp.inf)
-            new_T = jnp.maximum(max_T, logit_TV.max(axis=1))
-            more_T = jnp.exp(logit_TV - new_T[:, None]).sum(axis=1)
-            both = new_T, sum_T * jnp.exp(max_T - new_T) + more_T
-            # A token that an earlier chunk has held knows these items already.
-            kept = (jnp.where(fresh_T, x, old) for x, old in zip(both, (max_T, sum_T)))
-            return tuple(put(start, x, part) for x, part in zip(carry, kept))
-
-        return lax.fori_loop(0, -(-T // size), add_tokens, carry)
-
     picked_T = rowwise(query_TD, prepare(item_VD[target_T]))
     # The target is among the items, so its score is no more than the maximum. To begin with it puts
     # the last look at the table before all that follows from log Z. Were the target looked up
     # beside the loop, an optimizer could not write over the table, and XLA would copy it first.
-    max_T, sum_T = lax.fori_loop(0, -(-V // chunk_V), add_items, (picked_T, jnp.zeros(T)))
+    max_T, sum_T = add_up(chunk_T, chunk_V, prepare, WHOLE, query_TD, item_VD, picked_T)
     total_T = max_T + jnp.log(sum_T)
     loss_T = total_T - picked_T
     saved = query_TD, item_VD, target_T, weight_T, total_T, loss_T
@@ -78,42 +203,10 @@ def _backward(
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array | None, ...]:
     query_TD, item_VD, target_T, weight_T, total_T, loss_T = saved
-    T, V = query_TD.shape[0], item_VD.shape[0] - 1
-    size = min(chunk_T, T) or T
-    # Weights, and what is not to be counted twice, go into the small factors and not over [T, V].
-    scale_T1 = (weight_T * cotangents[0])[:, None]
-    scaled_TD = (query_TD * scale_T1).astype(query_TD.dtype)
-
-    def add_items(j: jax.Array, carry: tuple) -> tuple:
-        d_query_TD, d_item_VD = carry
-        first, fresh_V = chunk_of(j, chunk_V, V)
-        vector_VD, pull = jax.vjp(prepare, *rows(1 + first, chunk_V, item_VD))
-        fresh_VD = jnp.where(fresh_V[:, None], vector_VD, 0)
-        ids_V = 1 + first + jnp.arange(chunk_V, dtype=target_T.dtype)
-
-        def add_tokens(i: jax.Array, carry: tuple) -> tuple:
-            d_query_TD, d_vector_DV = carry
-            start, fresh_T = chunk_of(i, size, T)
-            parts = rows(start, size, query_TD, scaled_TD, target_T, total_T, d_query_TD)
-            query, scaled, target, total, old = parts
-            slope_TV = jnp.exp(matmul(query, vector_VD.T) - total[:, None])
-            slope_TV -= target[:, None] == ids_V[None, :]
-            slope_TV = slope_TV.astype(query.dtype)
-            new = jnp.where(fresh_T[:, None], old + matmul(slope_TV, fresh_VD), old)
-            scaled = jnp.where(fresh_T[:, None], scaled, 0)
-            return put(start, d_query_TD, new), d_vector_DV + matmul(scaled.T, slope_TV)
-
-        zero = d_query_TD, jnp.zeros(vector_VD.shape[::-1])
-        d_query_TD, d_vector_DV = lax.fori_loop(0, -(-T // size), add_tokens, zero)
-        (d_row_VD,) = pull(d_vector_DV.T.astype(vector_VD.dtype))
-        # A chunk's rows are whole after all the tokens, so the table is written once, in its own
-        # dtype; rows of an earlier chunk keep what they have.
-        new = jnp.where(fresh_V[:, None], d_row_VD, *rows(1 + first, chunk_V, d_item_VD))
-        return d_query_TD, put(1 + first, d_item_VD, new)
-
-    zeros = jnp.zeros(query_TD.shape), jnp.zeros_like(item_VD)
-    d_query_TD, d_item_VD = lax.fori_loop(0, -(-V // chunk_V), add_items, zeros)
-    d_query_TD = (d_query_TD * scale_T1).astype(query_TD.dtype)
+    scale_T = weight_T * cotangents[0]
+    passed = chunk_T, chunk_V, prepare, WHOLE, query_TD, item_VD, target_T, total_T, scale_T
+    d_query_TD, d_item_VD = differentiate(*passed)
+    d_query_TD = d_query_TD.astype(query_TD.dtype)
     return d_query_TD, d_item_VD, None, d_weight(loss_T, weight_T, cotangents)
 
 

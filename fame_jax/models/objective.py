@@ -99,12 +99,14 @@ def item_loss(
     if loss == 'ce' and mesh is not None:
         return losses.divided_cross_entropy(
             query_TD,
-            prepare(item_VD),
+            item_VD,
             target_T,
             weight_T,
             mesh=mesh,
             num_items=num_items,
             chunk_tokens=chunk_tokens,
+            chunk_items=chunk_items,
+            prepare=prepare,
         )
     if loss == 'ce' and not chunk_tokens and not chunk_items:
         return losses.cross_entropy(query_TD, prepare(item_VD), target_T, weight_T)
