@@ -360,14 +360,21 @@ class Config:
     checkpoint_every: int = _field(
         0, 'Steps between checkpoints inside an epoch; 0: at its end alone.', low=0, runtime=True
     )
+    checkpoint_seconds: float = _field(
+        10.0,
+        'An epoch that ends sooner than this after the last checkpoint leaves none, unless it is '
+        'the last: where epochs are short, saving each would take longer than training it.',
+        low=0,
+        runtime=True,
+    )
 
     eval_users: int = _field(
         1024, 'Users ranked at a time.', low=1, high=1_000_000, runtime=True, section='Judging'
     )
     eval_items: int = _field(
         0,
-        'Items scored at a time when users are ranked; 0: all of them, or at catalogues whose '
-        'scores would take more than 256 MiB, as many as take 16 MiB.',
+        'Items scored at a time when users are ranked, by each device; 0: all that it has, or '
+        'where their scores would take more than 256 MiB, as many as take 16 MiB.',
         low=0,
         runtime=True,
     )
@@ -421,10 +428,20 @@ class Config:
         section='Screen and machine',
     )
     data_parallel: int = _field(
-        1, 'Devices that share the rows of a step.', low=1, high=1_000_000, runtime=True
+        1,
+        'Devices that share the rows of a step, and the histories that are judged or recommended '
+        'to.',
+        low=1,
+        high=1_000_000,
+        runtime=True,
     )
     model_parallel: int = _field(
-        1, 'Devices that share the item table, by items.', low=1, high=1_000_000, runtime=True
+        1,
+        'Devices that share the item table, by items, in training, judging and recommending; '
+        'explain, export and report take one.',
+        low=1,
+        high=1_000_000,
+        runtime=True,
     )
     coordinator: str = _field(
         '',

@@ -6,7 +6,8 @@ target, the padding is no item, and a NaN anywhere is an error and not a rank.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -89,38 +90,54 @@ def rank_in_blocks(
     seen_BS: Array,
     combine: Callable[[Array], Array],
     block: int,
+    *,
+    num_items: int | None = None,
+    first: int | Array = 0,
+    total: Callable[[Array], Array] = lambda part: part,
 ) -> tuple[Array, Array, Array]:
     """The ranks of `rank`, where only a block of the items' scores is held at a time.
 
     Two passes over the items, one product in each: the first finds the scores of the target and of
     the seen items, the second counts who is ahead. Both are turns of one loop with one product in
     it, so that in the second pass an item scores to the last bit what it scored in the first, and a
-    tie is a tie.
+    tie is a tie. Devices that share the items sum before each pass and after the last, and never
+    from block to block.
 
     Args:
       query_BQD: the queries of each history.
-      item_VD: item vectors by id, [V + 1, D]; row 0 is the padding.
+      item_VD: vectors of the items from `first` on, as `rank` has their scores.
       target_B: int32 ids.
       seen_BS: int32 ids, distinct in a row, 0 for none.
       combine: score_BQV -> score_BV, of any slice of the items.
-      block: items at a time, in 1..V.
+      block: items at a time, no more than are here.
+      num_items: as `rank` has it.
+      first: likewise.
+      total: likewise.
 
     Returns:
       As `rank`.
     """
-    num_items, rows = item_VD.shape[0] - 1, len(target_B)
-    turns = -(-num_items // block)
-    asked_BS = jnp.concatenate([target_B[:, None], seen_BS], axis=1)
+    if num_items is None:
+        num_items = len(item_VD) - 1
+    rows, here = len(target_B), len(item_VD)
+    asked_BS = jnp.concatenate([target_B[:, None], seen_BS], axis=1) - first
 
-    def one(turn: Array, carry: tuple) -> tuple:
+    def one_pass(counting: Array, carry: tuple) -> tuple:
+        score_BS, *counts = carry
+        # Before the second pass: what each device has found in the first; before that: nothing.
+        carry = total(score_BS), *counts
+        return jax.lax.fori_loop(0, -(-here // block), functools.partial(one, counting), carry)
+
+    def one(counting: Array, turn: Array, carry: tuple) -> tuple:
         # The last block is as long as the others and overlaps the one before.
-        begin = turn % turns * block
-        start = 1 + jnp.minimum(begin, num_items - block)
+        begin = turn * block
+        start = jnp.minimum(begin, here - block)
         part_VD = jax.lax.dynamic_slice_in_dim(item_VD, start, block)
         # The barrier keeps the product whole: none of it moves into the branches.
         score_BV = jax.lax.optimization_barrier(scores(query_BQD, part_VD, combine))
-        new_1V = (start + jnp.arange(block) > begin)[None, :]
-        return jax.lax.cond(turn < turns, pick, count, carry, score_BV, start, new_1V)
+        row_1V = (start + jnp.arange(block))[None, :]
+        new_1V = (row_1V >= begin) & (first + row_1V > 0) & (first + row_1V <= num_items)
+        return jax.lax.cond(counting > 0, count, pick, carry, score_BV, start, new_1V)
 
     def pick(carry: tuple, score_BV: Array, start: Array, _: Array) -> tuple:
         score_BS, *others = carry
@@ -132,13 +149,15 @@ def rank_in_blocks(
     def count(carry: tuple, score_BV: Array, _: Array, new_1V: Array) -> tuple:
         score_BS, ahead_B, broken_B = carry
         ahead_BV = (score_BV >= score_BS[:, :1]) & new_1V
-        broken_B |= jnp.any(jnp.isnan(score_BV), axis=1)
-        return score_BS, ahead_B + jnp.sum(ahead_BV, axis=1, dtype=jnp.int32), broken_B
+        ahead_B += jnp.sum(ahead_BV, axis=1, dtype=jnp.int32)
+        broken_B |= jnp.any(jnp.isnan(score_BV) & new_1V, axis=1)
+        return score_BS, ahead_B, broken_B
 
     zero = jnp.zeros(asked_BS.shape), jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool)
-    score_BS, unmasked_B, broken_B = jax.lax.fori_loop(0, 2 * turns, one, zero)
+    score_BS, ahead_B, broken_B = jax.lax.fori_loop(0, 2, one_pass, zero)
+    unmasked_B = total(ahead_B)
     masked_B = _mask(unmasked_B, score_BS[:, :1], score_BS[:, 1:], target_B, seen_BS, num_items)
-    return masked_B, unmasked_B, broken_B
+    return masked_B, unmasked_B, total(broken_B.astype(jnp.int32)) > 0
 
 
 def _mask(
@@ -163,7 +182,7 @@ def block_size(rows: int, queries: int, num_items: int, asked: int = 0) -> int:
     Args:
       rows: histories at a time.
       queries: of a history.
-      num_items: V.
+      num_items: V, or a device's part of them.
       asked: this many; 0: all of them if that takes no more than SCORES_AT_ONCE bytes, else as many
         as take SCORES_IN_BLOCK.
     """
@@ -190,31 +209,62 @@ def _rank_rows(
 ) -> tuple[Array, Array, Array]:
     tokens_BL, positions_BL, segments_BL, seen_BS, target_B = rows
     query_BQD = encode(params, tokens_BL, positions_BL, segments_BL)
-    asked = query_BQD, item_VD, target_B, seen_BS
+    asked = query_BQD, item_VD, target_B, seen_BS, combine
     if mesh is not None:
-        return _rank_divided(*asked, combine, num_items, mesh)
-    block = block_size(*query_BQD.shape[:2], num_items, eval_items)
-    if block:
-        return rank_in_blocks(*asked, combine, block)
-    return rank(scores(query_BQD, item_VD, combine), target_B, seen_BS, num_items=num_items)
+        return rank_divided(*asked, num_items=num_items, eval_items=eval_items, mesh=mesh)
+    return _rank_here(*asked, eval_items, num_items=num_items)
 
 
-def _rank_divided(
+def _rank_here(
     query_BQD: Array,
     item_VD: Array,
     target_B: Array,
     seen_BS: Array,
     combine: Callable[[Array], Array],
+    eval_items: int,
+    *,
     num_items: int,
+    **where: Any,
+) -> tuple[Array, Array, Array]:
+    """The ranks from the items that a device has, in blocks of them or all at once."""
+    here = min(num_items, len(item_VD))
+    block = block_size(*query_BQD.shape[:2], here, eval_items)
+    where = {'num_items': num_items, **where}
+    if block:
+        return rank_in_blocks(query_BQD, item_VD, target_B, seen_BS, combine, block, **where)
+    return rank(scores(query_BQD, item_VD, combine), target_B, seen_BS, **where)
+
+
+def rank_divided(
+    query_BQD: Array,
+    item_VD: Array,
+    target_B: Array,
+    seen_BS: Array,
+    combine: Callable[[Array], Array],
+    *,
+    num_items: int,
+    eval_items: int,
     mesh: Mesh,
 ) -> tuple[Array, Array, Array]:
-    """The ranks, each device scoring its histories and its items; all of them know all ranks."""
+    """The ranks, each device scoring its histories and its items; all of them know all ranks.
+
+    Args:
+      query_BQD: the queries of each history; B a multiple of the devices along `data`.
+      item_VD: [rows, D], split over `model`; row 0 is the padding, rows past V are nobody's.
+      target_B: as `rank` has it.
+      seen_BS: likewise.
+      combine: score_BQV -> score_BV, of any slice of the items.
+      num_items: V.
+      eval_items: a device's items scored at a time; 0: what `block_size` says.
+      mesh: the devices.
+
+    Returns:
+      As `rank`.
+    """
 
     def part(query_BQD: Array, item_VD: Array, target_B: Array, seen_BS: Array) -> tuple:
-        ranks = rank(
-            scores(query_BQD, item_VD, combine),
-            target_B,
-            seen_BS,
+        ranks = _rank_here(
+            *(query_BQD, item_VD, target_B, seen_BS, combine, eval_items),
             num_items=num_items,
             first=jax.lax.axis_index(MODEL) * len(item_VD),
             total=lambda part: jax.lax.psum(part, MODEL),
@@ -260,6 +310,7 @@ def rank_users(
     eval_items: int = 0,
     num_items: int | None = None,
     mesh: Mesh | None = None,
+    programs: Mapping[tuple, Callable[..., Any]] = MappingProxyType({}),
 ) -> Ranks:
     """Ranks every user's target on the device; only ranks come back.
 
@@ -275,7 +326,8 @@ def rank_users(
       combine: score_BQV -> score_BV, of any slice of the items.
       eval_items: items scored at a time; 0: all of them, or what `block_size` says.
       num_items: V; None: there is a vector an item and one for the padding, and no more.
-      mesh: the devices that share histories and items; each scores all of its items at once.
+      mesh: the devices that share histories and items; `eval_items` are of each device's own.
+      programs: of `compile_ranking`, for the shapes that were compiled ahead.
 
     Raises:
       FloatingPointError: when a score is NaN.
@@ -283,12 +335,11 @@ def rank_users(
     if num_items is None:
         num_items = len(item_VD) - 1
     options = {'num_items': num_items, 'eval_items': eval_items, 'mesh': mesh}
-    put = feeder(mesh, axis=0)
+    compiled_here = functools.partial(_rank_rows, encode, combine, **options)
     pending = []
     for chunk in held:
-        part = rows_of_process(mesh, len(chunk.target_B))
-        rows = put(tuple(field[part] for field in chunk[:5]))
-        pending.append((chunk, _rank_rows(encode, combine, params, item_VD, rows, **options)))
+        rank_rows = programs.get(_shape(chunk), compiled_here)
+        pending.append((chunk, rank_rows(params, item_VD, _rows(chunk, mesh))))
     ranks = Ranks(np.zeros(num_users, np.int32), np.zeros(num_users, np.int32))
     for chunk, (masked_B, unmasked_B, broken_B) in pending:
         real_B = chunk.target_B > 0
@@ -297,6 +348,43 @@ def rank_users(
         ranks.masked[chunk.user_B[real_B]] = np.asarray(masked_B)[real_B]
         ranks.unmasked[chunk.user_B[real_B]] = np.asarray(unmasked_B)[real_B]
     return ranks
+
+
+def compile_ranking(
+    programs: dict[tuple, Callable[..., Any]],
+    encode: Callable[..., Array],
+    params: Any,
+    item_VD: Any,
+    held: Iterable[Any],
+    combine: Callable[[Array], Array],
+    eval_items: int,
+    num_items: int,
+    mesh: Mesh | None,
+) -> None:
+    """Compiles ahead what `rank_users` will run, a program for each shape that chunks have.
+
+    Args:
+      programs: where they go, and those that are there already.
+      params: shapes and places are enough, here and of `item_VD`; all else is as `rank_users` has
+        it.
+    """
+    for chunk in held:
+        if _shape(chunk) not in programs:
+            options = {'num_items': num_items, 'eval_items': eval_items, 'mesh': mesh}
+            lowered = _rank_rows.lower(
+                encode, combine, params, item_VD, _rows(chunk, mesh), **options
+            )
+            programs[_shape(chunk)] = lowered.compile()
+
+
+def _shape(chunk: Any) -> tuple:
+    return tuple(field.shape for field in chunk[:5])
+
+
+def _rows(chunk: Any, mesh: Mesh | None) -> tuple:
+    """A chunk's rows where they shall be ranked; of several processes, each gives its own."""
+    part = rows_of_process(mesh, len(chunk.target_B))
+    return feeder(mesh, axis=0)(tuple(field[part] for field in chunk[:5]))
 
 
 def metrics(rank_U: np.ndarray) -> dict[str, float]:

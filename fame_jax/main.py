@@ -1,5 +1,6 @@
 """The door: flags to Config, then each stage that --stages names, in order."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -23,9 +24,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         if config.num_processes > 1:
             sharding.connect(config.coordinator, config.num_processes, config.process)
-        run = run_lib.open_run(config)
-        for stage in config.stages:
-            stages.STAGES[stage](run)
+        with contextlib.closing(run_lib.open_run(config)) as run:
+            for stage in config.stages:
+                stages.STAGES[stage](run)
     except UserError as error:
         return _refuse(error)
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from fame_jax.data import sequences
 from fame_jax.encoder import read_vectors
 from fame_jax.errors import UserError
 from fame_jax.models.items import ItemModel
-from fame_jax.run import TRAINED, Run, abstract, label, machine, ranker
+from fame_jax.run import TRAINED, Run, abstract, label, machine
 from fame_jax.screen import table
 
 Array = jax.Array
@@ -41,7 +41,7 @@ def evaluate(run: Run) -> None:
                     f'evaluate: {stage} is not finished; its best epoch so far is judged'
                 )
             began = time.monotonic()
-            rank = ranker(run, module)
+            rank = run.ranker(stage)
             ranks |= {(stage, split): rank(params, split) for split in SPLITS}
             about[stage] = {
                 'best_epoch': progress['best_epoch'],

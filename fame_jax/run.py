@@ -1,11 +1,12 @@
 """A run in memory: its config and folder, and what its stages have in common."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import os
 import platform
+import threading
 import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,18 @@ class Run:
     folder: Path
     screen: Screen
 
+    # What stages to come will run is compiled here, one program after another.
+    ahead: concurrent.futures.Executor = dataclasses.field(
+        default_factory=lambda: concurrent.futures.ThreadPoolExecutor(1, 'ahead'),
+        init=False,
+        repr=False,
+        compare=False,
+    )
+
+    def close(self) -> None:
+        """Lets be what nobody will wait for any more."""
+        self.ahead.shutdown(wait=False, cancel_futures=True)
+
     @functools.cached_property
     def metrics(self) -> records.Metrics:
         kind = records.Metrics if sharding.is_chief() else records.Unwritten
@@ -46,7 +59,7 @@ class Run:
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh | None:
-        """The devices that train and judge, if they are more than one."""
+        """The devices that train, judge and recommend, if they are more than one."""
         return sharding.make_mesh(self.config.data_parallel, self.config.model_parallel)
 
     @functools.cached_property
@@ -97,6 +110,16 @@ class Run:
         """The module that a stage trains, its tables shared by a mesh."""
         return build(self.name(stage), self.config, self.data.num_items, mesh)
 
+    def ranker(self, stage: str) -> 'Ranker':
+        """What ranks by a stage's model; one for all stages that judge it, so compiled once."""
+        if stage not in self._rankers:
+            self._rankers[stage] = Ranker(self, self.module(stage, self.mesh))
+        return self._rankers[stage]
+
+    @functools.cached_property
+    def _rankers(self) -> dict[str, 'Ranker']:
+        return {}
+
     def checkpoints(self, stage: str, folder: str = '') -> Checkpoints:
         """The stage's checkpoints, or those of the run in another folder; of the same data.
 
@@ -112,6 +135,18 @@ class Run:
                 'take the two from one run'
             )
         return found
+
+    @functools.cached_property
+    def plans(self) -> dict[str, Any]:
+        """What each stage trains by, as the stages have made it; see `stages.plan`."""
+        return {}
+
+    def is_finished(self, stage: str) -> bool:
+        """Whether the stage has trained to its end."""
+        if not (self.folder / 'checkpoints' / stage).is_dir():
+            return False
+        with self.checkpoints(stage) as checkpoints:
+            return bool(checkpoints.progress().get('finished'))
 
     def is_trained(self, stage: str) -> bool:
         """Whether the stage has left a checkpoint, finished or not."""
@@ -157,36 +192,64 @@ def open_run(config: Config) -> Run:
 def abstract(module: Any) -> Tree:
     """The shapes of a model's parameters, with the place of each."""
     tree = jax.eval_shape(functools.partial(initial, module), jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        tree,
-        sharding.placement(tree, module.mesh),
-    )
+    return sharding.outline(tree, module.mesh)
 
 
-def ranker(run: Run, module: Any) -> Callable[[Tree, str], evaluate.Ranks]:
-    """(params, split) -> ranks of all users."""
+class Ranker:
+    """Ranks all users by one model's parameters; compiled once for each shape of their rows."""
 
-    def encode(params: Tree, tokens_BL: Array, positions_BL: Array, segments_BL: Array) -> Array:
-        return module.apply({'params': params}, tokens_BL, positions_BL, segments_BL, last=True)[0]
+    def __init__(self, run: Run, module: Any):
+        """Compiles nothing yet."""
+        self._run, self._module = run, module
+        self._programs: dict[tuple, Any] = {}
+        self._lock = threading.Lock()
 
-    item_vectors = jax.jit(lambda params: module.apply({'params': params}, method='item_vectors'))
+        def encode(params: Tree, *rows: Array) -> Array:
+            return module.apply({'params': params}, *rows, last=True)[0]
 
-    def ranks(params: Tree, split: str) -> evaluate.Ranks:
-        item_VD = item_vectors(params)
+        def vectors(params: Tree) -> Array:
+            return module.apply({'params': params}, method='item_vectors')
+
+        self._encode = encode
+        self._vectors = jax.jit(vectors, out_shardings=sharding.by_items(module.mesh))
+
+    def __call__(self, params: Tree, split: str) -> evaluate.Ranks:
+        """The rank of each user's target of a split."""
+        self.compile(split)
         return evaluate.rank_users(
-            encode,
+            self._encode,
             params,
-            item_VD,
-            run.held[split],
-            run.data.num_users,
-            module.combine,
-            run.config.eval_items,
-            num_items=run.data.num_items,
-            mesh=module.mesh,
+            self._vectors(params),
+            self._run.held[split],
+            self._run.data.num_users,
+            self._module.combine,
+            programs=self._programs,
+            **self._options(),
         )
 
-    return ranks
+    def compile(self, split: str) -> None:
+        """Compiles what a split needs and no earlier one did, from shapes alone."""
+        params = abstract(self._module)
+        item_VD = jax.ShapeDtypeStruct.update(
+            jax.eval_shape(self._vectors, params), sharding=sharding.by_items(self._module.mesh)
+        )
+        with self._lock:
+            evaluate.compile_ranking(
+                self._programs,
+                self._encode,
+                params,
+                item_VD,
+                self._run.held[split],
+                self._module.combine,
+                **self._options(),
+            )
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            'eval_items': self._run.config.eval_items,
+            'num_items': self._run.data.num_items,
+            'mesh': self._module.mesh,
+        }
 
 
 def label(config: Config, stage: str) -> str:

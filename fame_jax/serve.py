@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fame_jax import evaluate
 from fame_jax.data import pipeline
 from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.sharding import DATA, MODEL, table_rows
 
 Array = jax.Array
 Rows = tuple[Array, Array, Array]
@@ -54,10 +56,12 @@ class Model(NamedTuple):
     Fields:
       encode: (params, tokens_BL, positions_BL, segments_BL) -> query_BQD; one function object.
       combine: score_BQV -> score_BV; one function object.
-      params: what encode takes, on the device.
-      item_VD: item vectors, V + 1 of them; row 0 is the padding's.
+      params: what encode takes, on the device or the mesh.
+      item_VD: item vectors, V + 1 of them, or as many rows as the devices of a mesh can share; row
+        0 is the padding's.
       max_length: items of a history that the model sees, the latest.
       look: as encode, to what `explain` shows of FAME's heads and experts; None for another model.
+      mesh: the devices that share the item vectors; None: there is one.
     """
 
     encode: Callable[..., Array]
@@ -66,6 +70,7 @@ class Model(NamedTuple):
     item_VD: Array
     max_length: int
     look: Callable[..., dict[str, Array]] | None = None
+    mesh: Mesh | None = None
 
 
 class Recommender:
@@ -95,7 +100,7 @@ class Recommender:
         self.count_V = np.asarray(count_V)
         self._popular_V = np.argsort(-self.count_V[1:], kind='stable') + 1
         self._numbers = {token: item for item, token in enumerate(self.item_ids) if item}
-        self._anything = jnp.arange(len(self.item_ids)) > 0
+        self._anything = self._placed(np.arange(len(self.item_ids)) > 0)
 
     @property
     def num_items(self) -> int:
@@ -174,7 +179,7 @@ class Recommender:
         allowed_V: np.ndarray | None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray, list[str], str]]:
         """As `recommend_all`, from and to numbers of items: item_K int32 and score_K float32."""
-        allowed = self._anything if allowed_V is None else jnp.asarray(allowed_V)
+        allowed = self._anything if allowed_V is None else self._placed(allowed_V)
         top_k = min(top_k, self.num_items)
         # The device works on a chunk while the one before is made into answers.
         pending: collections.deque = collections.deque()
@@ -187,8 +192,17 @@ class Recommender:
 
     @property
     def batch(self) -> int:
-        """Histories on the device at a time; few where the catalogue is large."""
-        return max(1, min(BATCH, SCORES // (self.num_items + 1)))
+        """Histories on the device at a time; few where its part of the catalogue is large."""
+        mesh = self.model.mesh
+        part = table_rows(self.num_items, mesh) // (mesh.shape[MODEL] if mesh else 1)
+        return max(1, min(BATCH, SCORES // part))
+
+    def _placed(self, allowed_V: np.ndarray) -> Array:
+        """On the device; on a mesh with all devices, a byte an item, before any batch asks."""
+        mesh = self.model.mesh
+        if mesh is None:
+            return jnp.asarray(allowed_V)
+        return jax.device_put(np.asarray(allowed_V), NamedSharding(mesh, PartitionSpec()))
 
     def _dispatch(self, chunk: list, top_k: int, filter_seen: bool, allowed_V: Array) -> list:
         """Starts the device on the histories that hold an item; [(rows' users, item, score)]."""
@@ -204,7 +218,7 @@ class Recommender:
         for held in pipeline.held_rows(items, offsets, targets, model.max_length, rows):
             seen_BS = held.seen_BS if filter_seen else np.zeros((rows, 1), np.int32)
             arguments = model.params, model.item_VD, tuple(held[:3]), seen_BS, allowed_V
-            found = best(model.encode, model.combine, top_k, *arguments)
+            found = best(model.encode, model.combine, top_k, *arguments, mesh=model.mesh)
             users = np.where(held.target_B > 0, np.array(known)[held.user_B], -1)
             started.append((users, found))
         return started
@@ -244,7 +258,7 @@ def only_query(score_BQV: Array) -> Array:
     return score_BQV[:, 0]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames='mesh')
 def best(
     encode: Callable[..., Array],
     combine: Callable[[Array], Array],
@@ -254,26 +268,70 @@ def best(
     rows: Rows,
     seen_BS: Array,
     allowed_V: Array,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, Array]:
     """The best items of each row and their scores, [B, K]; -inf where no more may be had.
 
-    Of equal scores the lower number comes first.
+    Of equal scores the lower number comes first. On a mesh each device finds the best of its own
+    items; K of them a device and history, with their scores, are all that goes over `model`.
 
     Args:
       encode: as Model has it.
       combine: as Model has it.
-      top_k: K.
+      top_k: K, at most V + 1.
       params: what encode takes.
-      item_VD: item vectors.
+      item_VD: item vectors, as Model has them; on a mesh split over `model`.
       rows: tokens_BL, positions_BL, segments_BL, each row ending with its history.
       seen_BS: int32 items not to recommend, 0 for none.
-      allowed_V: bool, the items that may be recommended.
+      allowed_V: bool [V + 1], the items that may be recommended.
+      mesh: as Model has it.
     """
-    score_BV = evaluate.scores(encode(params, *rows), item_VD, combine)
+    # The rows past V are nobody's item.
+    allowed_V = jnp.pad(allowed_V, (0, len(item_VD) - len(allowed_V)))
+    if mesh is None:
+        query_BQD = encode(params, *rows)
+        return _best_here(combine, top_k, query_BQD, item_VD, seen_BS, allowed_V, first=0)
+
+    def part(query_BQD: Array, item_VD: Array, seen_BS: Array, allowed_V: Array) -> tuple:
+        first, here = jax.lax.axis_index(MODEL) * len(item_VD), min(top_k, len(item_VD))
+        found = _best_here(combine, here, query_BQD, item_VD, seen_BS, allowed_V, first)
+        # Side by side in the order of their items, so that equal scores stay in it.
+        item_BK, score_BK = (jax.lax.all_gather(x, MODEL, axis=1, tiled=True) for x in found)
+        score_BK, place_BK = jax.lax.top_k(score_BK, top_k)
+        return jnp.take_along_axis(item_BK, place_BK, axis=1), score_BK
+
+    # Histories that do not divide are few: every device takes all of them.
+    histories = PartitionSpec(DATA if len(seen_BS) % mesh.shape[DATA] == 0 else None)
+    items = PartitionSpec(MODEL)
+    rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, histories))
+    divided = jax.shard_map(
+        part,
+        mesh=mesh,
+        in_specs=(histories, items, histories, items),
+        out_specs=histories,
+        check_vma=False,
+    )
+    return divided(encode(params, *rows), item_VD, seen_BS, allowed_V)
+
+
+def _best_here(
+    combine: Callable[[Array], Array],
+    top_k: int,
+    query_BQD: Array,
+    item_VD: Array,
+    seen_BS: Array,
+    allowed_V: Array,
+    first: int | Array,
+) -> tuple[Array, Array]:
+    """The best of the items that a device has, those from `first` on; as `best` has them."""
+    score_BV = evaluate.scores(query_BQD, item_VD, combine)
     score_BV = jnp.where(allowed_V[None], score_BV, -jnp.inf)
-    row_B1 = jnp.arange(len(seen_BS))[:, None]
-    score_BK, item_BK = jax.lax.top_k(score_BV.at[row_B1, seen_BS].set(-jnp.inf), top_k)
-    return item_BK, score_BK
+    row_B1, here_BS = jnp.arange(len(seen_BS))[:, None], seen_BS - first
+    # A negative place would count from the end.
+    here_BS = jnp.where(here_BS < 0, len(item_VD), here_BS)
+    score_BV = score_BV.at[row_B1, here_BS].set(-jnp.inf, mode='drop')
+    score_BK, here_BK = jax.lax.top_k(score_BV, top_k)
+    return first + here_BK, score_BK
 
 
 def load_export(folder: str | Path) -> Recommender:

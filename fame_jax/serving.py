@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fame_jax import explain as explanations
 from fame_jax import export as exports
@@ -18,17 +19,21 @@ from fame_jax.data.histories import History
 from fame_jax.errors import UserError
 from fame_jax.run import TRAINED, Run, label
 from fame_jax.screen import duration, explanation
+from fame_jax.sharding import MODEL
 
 Array = jax.Array
 Tree = Any
 
 
 def recommend(run: Run) -> None:
-    """Writes the best items for each history of --histories, or for every user of the data set."""
+    """Writes the best items for each history of --histories, or for every user of the data set.
+
+    The devices of the run's mesh share the catalogue.
+    """
     config, screen = run.config, run.screen
     path = Path(config.recommendations or run.folder / 'recommendations.jsonl')
     write = recommendations.writer(path)
-    recommender = open_recommender(run)
+    recommender = open_recommender(run, run.mesh)
     allowed_V = _candidates(run, recommender)
     if config.histories:
         asked, total = histories.read(config.histories), histories.count(config.histories)
@@ -75,6 +80,7 @@ def answer_all(
 def explain(run: Run) -> None:
     """Tells why these items, for a user of the data set or the first line of --histories."""
     config = run.config
+    # On one device, whatever the mesh: of one history all scores and item vectors are looked at.
     recommender = open_recommender(run)
     history, target = _one_history(run)
     found = explanations.explain(
@@ -96,14 +102,19 @@ def explain(run: Run) -> None:
 def export(run: Run) -> None:
     """Writes the folder that serves without this run."""
     folder = Path(run.config.export or run.folder / 'export')
+    # On one device, whatever the mesh: files and programs are of a table of V + 1 rows.
     recommender = open_recommender(run)
     exports.save(recommender, folder)
     size = sum(path.stat().st_size for path in folder.iterdir())
     run.screen.say(f'export: {recommender.card["model"]}, {size / 2**20:.1f} MiB, in {folder}')
 
 
-def open_recommender(run: Run) -> serve.Recommender:
+def open_recommender(run: Run, mesh: Mesh | None = None) -> serve.Recommender:
     """The run's model, the best epoch of its last trained stage, with its catalogue.
+
+    Args:
+      run: a trained run.
+      mesh: devices that share the item tables and vectors; None: one has them.
 
     Raises:
       UserError: when nothing is trained there.
@@ -112,8 +123,8 @@ def open_recommender(run: Run) -> serve.Recommender:
     stage = next((stage for stage in reversed(TRAINED) if run.is_trained(stage)), None)
     if stage is None:
         raise UserError(f'{run.folder} holds no trained model; run pretrain or finetune first')
-    module = run.module(stage)
-    params, progress = run.best(stage)
+    module = run.module(stage, mesh)
+    params, progress = run.best(stage, module)
     name = label(run.config, stage)
     if not progress['finished']:
         run.screen.say(f'{stage} of {run.folder} is not finished; its best epoch so far serves')
@@ -127,7 +138,7 @@ def open_recommender(run: Run) -> serve.Recommender:
 
 
 def model_of(module: Any, params: Tree, max_length: int) -> serve.Model:
-    """A module with its parameters as serving takes it."""
+    """A module with its parameters as serving takes it, on the module's mesh."""
 
     def encode(params: Tree, tokens_BL: Array, positions_BL: Array, segments_BL: Array) -> Array:
         return module.apply({'params': params}, tokens_BL, positions_BL, segments_BL, last=True)[0]
@@ -135,7 +146,11 @@ def model_of(module: Any, params: Tree, max_length: int) -> serve.Model:
     def look(params: Tree, *rows: Array) -> dict[str, Array]:
         return module.apply({'params': params}, *rows, method='look')
 
-    item_vectors = jax.jit(lambda params: module.apply({'params': params}, method='item_vectors'))
+    place = NamedSharding(module.mesh, PartitionSpec(MODEL)) if module.mesh else None
+    item_vectors = jax.jit(
+        lambda params: module.apply({'params': params}, method='item_vectors'),
+        out_shardings=place,
+    )
     return serve.Model(
         encode=encode,
         combine=module.combine,
@@ -143,6 +158,7 @@ def model_of(module: Any, params: Tree, max_length: int) -> serve.Model:
         item_VD=item_vectors(params),
         max_length=max_length,
         look=look if hasattr(module, 'look') else None,
+        mesh=module.mesh,
     )
 
 

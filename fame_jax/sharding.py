@@ -99,6 +99,20 @@ def placement(tree: Tree, mesh: Mesh | None) -> Tree:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def by_items(mesh: Mesh | None) -> NamedSharding | None:
+    """The place of what has a row an item, table or vectors; None where that needs no telling."""
+    return NamedSharding(mesh, PartitionSpec(MODEL)) if mesh else None
+
+
+def outline(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Shapes and dtypes of a tree's arrays, each with its place."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        placement(tree, mesh),
+    )
+
+
 def born(make: Callable[..., Tree], mesh: Mesh | None) -> Callable[..., Tree]:
     """`make`, jitted so that what it returns is made where it shall live, and nowhere whole."""
 
@@ -152,6 +166,13 @@ def whole(array: Array) -> np.ndarray:
 def is_chief() -> bool:
     """Whether this process is the one that writes the run's files."""
     return jax.process_index() == 0
+
+
+def agreed(choice: bool) -> bool:
+    """The first process's choice, for all of them; they ask together."""
+    if jax.process_count() == 1:
+        return choice
+    return bool(multihost_utils.broadcast_one_to_all(np.array(choice)))
 
 
 def is_preempted(call: int) -> bool:

@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ import optax
 from fame_jax import config as config_lib
 from fame_jax import evaluate as judge
 from fame_jax import item_table, losses, records, serving, sharding, surgery, train
+from fame_jax.batch import Batch
 from fame_jax.config import Config
 from fame_jax.data import epochs, pipeline, sequences
 from fame_jax.data.prepare import prepare as prepare_data
@@ -28,7 +29,7 @@ from fame_jax.models.build import (
 from fame_jax.profile import Profile
 from fame_jax.report import report
 from fame_jax.results import evaluate
-from fame_jax.run import TRAINED, Run, abstract, label, machine, ranker
+from fame_jax.run import TRAINED, Run, abstract, label, machine
 from fame_jax.screen import duration
 from fame_jax.text import text
 
@@ -44,6 +45,7 @@ def prepare(run: Run) -> None:
     elif sharding.is_chief():
         _prepare(run, folder)
     sharding.wait_for_all('prepare')
+    compile_ahead(run)
 
 
 def _prepare(run: Run, folder: Path) -> None:
@@ -73,18 +75,60 @@ PREPARE_OPTIONS = (
 
 def pretrain(run: Run) -> None:
     """Trains the backbone, or a model that has none."""
-    _train(run, 'pretrain', run.config.pretrain_epochs, run.config.learning_rate)
+    _train(run, 'pretrain', run.config.pretrain_epochs)
 
 
 def finetune(run: Run) -> None:
     """Trains FAME end to end, from its backbone through surgery or from scratch."""
-    _train(run, 'finetune', run.config.finetune_epochs, run.config.finetune_learning_rate)
+    _train(run, 'finetune', run.config.finetune_epochs)
 
 
-def _train(run: Run, stage: str, num_epochs: int, learning_rate: float) -> None:
+class Plan(NamedTuple):
+    """How a stage trains: all but its numbers."""
+
+    module: Any
+    key: Array
+    optimizer: optax.GradientTransformation
+    program: train.Program
+    first: Batch
+
+
+def plan(run: Run, stage: str) -> Plan:
+    """The stage's plan; the same one each time, so that its program is compiled once."""
+    if stage not in run.plans:
+        config, mesh = run.config, run.mesh
+        module = run.module(stage, mesh)
+        optimizer = _make_optimizer(run, stage, abstract(module))
+        step = train.make_step(_objective(run, stage, module), optimizer)
+        epoch = epochs_of(run, stage)(0)
+        # Batches of several shapes are several programs, and each block is of one.
+        one_shape = MODELS[run.name(stage)].layout != 'prefixes'
+        size = min(config.steps_per_dispatch, epoch.num_steps) if one_shape else 1
+        program = train.Program(step, size, mesh)
+        run.plans[stage] = Plan(
+            module, _key(config, stage), optimizer, program, next(epoch.batches)
+        )
+    return run.plans[stage]
+
+
+def compile_ahead(run: Run) -> None:
+    """Begins to compile what the stages to come will train and validate with, beside all else.
+
+    A stage that comes to its program before it is compiled waits for it, and tells its errors.
+    """
+    for stage in run.config.stages:
+        if stage in TRAINED and not run.is_finished(stage):
+            this = plan(run, stage)
+            state = train.outline(abstract(this.module), this.optimizer, run.mesh)
+            key = jax.random.fold_in(this.key, 1)
+            run.ahead.submit(this.program.compile, state, this.first, key)
+            if len(run.plans) > 1:  # the first stage validates before it trains, and at once
+                run.ahead.submit(run.ranker(stage).compile, 'validation')
+
+
+def _train(run: Run, stage: str, num_epochs: int) -> None:
     config, screen, mesh = run.config, run.screen, run.mesh
-    module = run.module(stage, mesh)
-    key = _key(config, stage)
+    module, key, optimizer, program, _ = plan(run, stage)
     # Of several processes one holds the lock and tidies.
     lock = records.locked(run.folder) if sharding.is_chief() else contextlib.nullcontext()
     with lock, run.checkpoints(stage) as checkpoints:
@@ -100,10 +144,6 @@ def _train(run: Run, stage: str, num_epochs: int, learning_rate: float) -> None:
             params = sharding.placed(_begin(run, stage, params, key), mesh)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         screen.say(f'{stage}: {label(config, stage)}, {count:,} parameters')
-        optimizer = _make_optimizer(run, learning_rate, params)
-        step = train.make_step(_objective(run, stage, module), optimizer)
-        # Batches of several shapes are several programs, and each block is of one.
-        size = 1 if MODELS[run.name(stage)].layout == 'prefixes' else config.steps_per_dispatch
         with (
             _scalars(run.folder / 'tensorboard' / stage) as scalars,
             contextlib.closing(Profile(config.profile)) as profile,
@@ -111,12 +151,17 @@ def _train(run: Run, stage: str, num_epochs: int, learning_rate: float) -> None:
             _, progress = train.fit(
                 stage=stage,
                 state=train.begin(params, optimizer, mesh),
-                program=train.Program(step, size, mesh),
+                program=program,
                 key=jax.random.fold_in(key, 1),
-                epoch_of=epochs_of(run, stage),
+                epoch_of=epochs.in_advance(epochs_of(run, stage)),
                 refresh=_refresh(run, stage, module, jax.random.fold_in(key, 3)),
-                validate=_validation(run, module),
-                limits=train.Limits(num_epochs, config.patience, config.checkpoint_every),
+                validate=_validation(run, stage),
+                limits=train.Limits(
+                    num_epochs,
+                    config.patience,
+                    config.checkpoint_every,
+                    config.checkpoint_seconds,
+                ),
                 checkpoints=checkpoints,
                 metrics=run.metrics,
                 screen=screen,
@@ -150,9 +195,10 @@ def _objective(run: Run, stage: str, module: Any) -> Callable[..., Any]:
     return sharding.placed(objective, run.mesh)
 
 
-def _make_optimizer(run: Run, learning_rate: float, params: Tree) -> optax.GradientTransformation:
+def _make_optimizer(run: Run, stage: str, params: Tree) -> optax.GradientTransformation:
     """Adam, that leaves alone what the config says shall stay."""
     config = run.config
+    rates = {'pretrain': config.learning_rate, 'finetune': config.finetune_learning_rate}
     moving = {}
     if config.unseen_items == 'kept':
         seen_V = pipeline.seen(_windows(run), run.data.num_items)
@@ -161,7 +207,7 @@ def _make_optimizer(run: Run, learning_rate: float, params: Tree) -> optax.Gradi
         )
         moving = {'item_table': seen_V, 'output_table': seen_V}
     return train.make_optimizer(
-        learning_rate,
+        rates[stage],
         config.adam_b2,
         config.weight_decay,
         frozen=[name for name in ('frozen_table', 'intents') if name in params],
@@ -275,8 +321,8 @@ def _refresh(run: Run, stage: str, module: Any, key: Array) -> Callable[[Tree, i
     return before
 
 
-def _validation(run: Run, module: Any) -> Callable[[Tree], dict[str, float]]:
-    ranks = ranker(run, module)
+def _validation(run: Run, stage: str) -> Callable[[Tree], dict[str, float]]:
+    ranks = run.ranker(stage)
 
     def validate(params: Tree) -> dict[str, float]:
         return judge.metrics(ranks(params, 'validation').masked)

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -71,7 +72,8 @@ class Limits:
 
     epochs: int
     patience: int
-    checkpoint_every: int  # steps; 0: at an epoch's end alone
+    checkpoint_every: int = 0  # steps; 0: at an epoch's end alone
+    checkpoint_seconds: float = 0.0  # an epoch that ends sooner after a checkpoint leaves none
 
 
 class Interrupted(Exception):
@@ -162,15 +164,23 @@ class Program:
     One step a dispatch or many: the loop's body is the same, and so are all bits of the result.
     """
 
-    def __init__(self, step: Step, size: int = 1, mesh: jax.sharding.Mesh | None = None):
+    def __init__(
+        self,
+        step: Step,
+        size: int = 1,
+        mesh: jax.sharding.Mesh | None = None,
+        compiler_options: Mapping[str, Any] | None = None,
+    ):
         """Compiles nothing yet.
 
         Args:
           step: of `make_step`.
           size: most steps in a dispatch.
           mesh: the devices that share the rows of a batch, and the tables of the state.
+          compiler_options: XLA's, for this program alone.
         """
         self.size = size
+        self._options = compiler_options
         # A stack of one would need no slicing, and be another program that may round otherwise.
         self._room = max(size, 2)
         self._step = _as_partial(step)
@@ -178,6 +188,7 @@ class Program:
         self._place = sharding.feeder(mesh, axis=1)
         self._compiled: dict[tuple, Any] = {}
         self._compiling = 0.0
+        self._lock = threading.Lock()
 
     def __call__(self, state: State, batches: Sequence[Batch], key: Array) -> tuple[State, Array]:
         """Takes as many steps as there are batches, of one shape.
@@ -191,17 +202,24 @@ class Program:
         )
 
     def compile(self, state: State, batch: Batch, key: Array) -> Any:
-        """The program for batches of this shape."""
+        """The program for batches of this shape; of the state, shapes and places are enough.
+
+        A thread that asks for what another one is compiling waits for it.
+        """
         shape = tuple(field.shape for field in jax.tree.leaves(batch))
-        if shape not in self._compiled:
-            began = time.monotonic()
-            batches = self._place(stack([batch], self._room))
-            # What comes out lies where it came from, or the next block would not fit.
-            places = sharding.placement((state, jnp.zeros(())), self._mesh)
-            run = jax.jit(self._run, donate_argnums=1, out_shardings=places if self._mesh else None)
-            self._compiled[shape] = run.lower(self._step, state, batches, 0, key).compile()
-            self._compiling += time.monotonic() - began
-        return self._compiled[shape]
+        with self._lock:
+            if shape not in self._compiled:
+                began = time.monotonic()
+                batches = self._place(stack([batch], self._room))
+                # What comes out lies where it came from, or the next block would not fit.
+                places = sharding.placement((state, jnp.zeros(())), self._mesh)
+                run = jax.jit(
+                    self._run, donate_argnums=1, out_shardings=places if self._mesh else None
+                )
+                lowered = run.lower(self._step, state, batches, 0, key)
+                self._compiled[shape] = lowered.compile(self._options)
+                self._compiling += time.monotonic() - began
+            return self._compiled[shape]
 
     def compiling(self) -> float:
         """Seconds that went into compiling since this was asked before."""
@@ -238,6 +256,14 @@ def begin(
     """The state before the first step; the optimizer's tables lie where the parameters' do."""
     step = sharding.born(lambda: jnp.int32(0), mesh)()
     return State(step, params, sharding.born(optimizer.init, mesh)(params))
+
+
+def outline(
+    params: Tree, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh | None
+) -> State:
+    """The shapes and places of the state that `begin` makes, from those of the parameters."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return sharding.outline(State(step, params, jax.eval_shape(optimizer.init, params)), mesh)
 
 
 def fit(
@@ -295,10 +321,14 @@ def fit(
         screen.say(f'{stage}: before the first step, validation {tell(values)}')
         progress.finished = limits.epochs == 0
 
+    saved = time.monotonic()
+
     def save() -> None:
+        nonlocal saved
         checkpoints.save(
             progress.step, state.params, state.optimizer, best, dataclasses.asdict(progress)
         )
+        saved = time.monotonic()
 
     if checkpoints.last_step() is None:
         save()
@@ -371,7 +401,10 @@ def fit(
             progress.seconds += time.monotonic() - started
             progress.data, progress.loss_sum, progress.loss_count = None, 0.0, 0.0
             progress.finished = progress.stale >= limits.patience or progress.epoch >= limits.epochs
-            save()
+            heard = heard or (told() if jax.process_count() == 1 else 0)
+            due = sharding.agreed(time.monotonic() - saved >= limits.checkpoint_seconds)
+            if progress.finished or heard or due:
+                save()
             best_so_far = ' (best)' if progress.stale == 0 else ''
             compiled = f', compiling {duration(compiling)}' if compiling else ''
             screen.end(
@@ -379,7 +412,6 @@ def fit(
                 f'{tell(values)}{best_so_far}, {rate:,.0f} histories/s, {duration(seconds)}'
                 f'{compiled}'
             )
-            heard = heard or (told() if jax.process_count() == 1 else 0)
             if heard:
                 raise Interrupted(heard, stage, progress.step)
     return best, progress

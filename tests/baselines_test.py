@@ -89,7 +89,7 @@ def test_a_few_steps_are_finite_and_move_every_parameter(model, dtype, tmp_path)
         jax.tree_util.keystr(p) for p, m in jax.tree_util.tree_leaves_with_path(moved) if not m
     ]
     assert [name for name in still if not any(part in name for part in IDLE.get(model, ()))] == []
-    ranks = run_lib.ranker(run, module)(state.params, 'test')
+    ranks = run_lib.Ranker(run, module)(state.params, 'test')
     assert ranks.unmasked.min() >= 1 and ranks.unmasked.max() <= run.data.num_items
 
 

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -270,6 +271,32 @@ def test_the_last_step_is_filled_with_rows_that_weigh_nothing():
     ]
     for field in batches[1]:
         assert not field[1:].any()
+
+
+def test_epochs_in_advance_are_those_asked_for_in_any_order():
+    """The one after is made before it is asked for, and in a thread of its own."""
+    made = []
+
+    def epoch_of(epoch):
+        made.append((epoch, threading.current_thread() is threading.main_thread()))
+        return epoch * epoch
+
+    wait_for = epochs.in_advance(epoch_of)
+    assert [wait_for(epoch) for epoch in (0, 1, 2, 7, 3, 3)] == [0, 1, 4, 49, 9, 9]
+    assert [epoch for epoch, here in made if here] == [0, 7, 3, 3]
+    assert {epoch for epoch, here in made if not here} >= {1, 2}
+
+
+def test_what_fails_in_advance_fails_where_it_is_asked_for():
+    def epoch_of(epoch):
+        if epoch == 1:
+            raise ValueError('no such epoch')
+        return epoch
+
+    wait_for = epochs.in_advance(epoch_of)
+    assert wait_for(0) == 0
+    with pytest.raises(ValueError, match='no such epoch'):
+        wait_for(1)
 
 
 def test_an_epoch_without_windows_is_empty():

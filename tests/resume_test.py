@@ -29,6 +29,7 @@ FLAGS = [
     '--pretrain_epochs=4',
     '--finetune_epochs=4',
     '--checkpoint_every=7',
+    '--checkpoint_seconds=0',
     '--eval_users=128',
     '--progress=lines',
 ]
@@ -149,6 +150,15 @@ def test_killed_at_random_moments_in_each_stage_ends_bit_identical(
 def test_a_checkpoint_at_every_step_changes_nothing(undisturbed, cache, tmp_path):
     """Also at the last step of an epoch, where two saves would meet."""
     finish(tmp_path / 'run', cache, '--checkpoint_every=1')
+    assert_same(tmp_path / 'run', undisturbed[0])
+
+
+def test_epochs_that_left_no_checkpoint_are_trained_again(undisturbed, cache, tmp_path):
+    """Short epochs leave none; what a kill takes with it comes back the same."""
+    few = '--checkpoint_every=0', '--checkpoint_seconds=1000'
+    assert kill_when(start(tmp_path / 'run', cache, *few), 'pretrain 3/', 0)
+    _, err = finish(tmp_path / 'run', cache, *few)
+    assert 'pretrain: goes on at epoch 1, step 0' in err
     assert_same(tmp_path / 'run', undisturbed[0])
 
 

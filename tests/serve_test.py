@@ -190,7 +190,7 @@ def tiny_run(tmp_path_factory):
 def test_ranks_in_the_list_are_the_judges_ranks(model, tiny_run):
     """The test target's place in the full list, for every user, with and without what was seen."""
     run, module, params = tiny_run(model)
-    judged = run_lib.ranker(run, module)(params, 'test')
+    judged = run_lib.Ranker(run, module)(params, 'test')
     data = run.data
     recommender = serve.Recommender(
         serving.model_of(module, params, run.config.max_length),

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -152,6 +153,77 @@ def test_a_program_is_compiled_once_a_shape_and_tells_its_seconds():
     assert program.compile(state, twice, key) is not first
 
 
+TINY_RUN = [
+    *('--synthetic_users=60', '--synthetic_items=30', '--width=8', '--num_blocks=1'),
+    *('--rows_per_step=2', '--num_experts=2', '--progress=none', '--k_core=0'),
+    *('--pretrain_epochs=1', '--finetune_epochs=1'),
+]
+
+
+def test_stages_to_come_are_compiled_while_others_run(tmp_path, monkeypatch):
+    """Each step once, and none by the stage itself; so are the ranks of the second stage."""
+    compiled = []
+    compile_step, compile_ranks = train.Program.compile, run_lib.Ranker.compile
+
+    def watch_step(self, state, batch, key):
+        before = len(self._compiled)
+        program = compile_step(self, state, batch, key)
+        if len(self._compiled) > before:
+            compiled.append(('step', threading.current_thread().name))
+        return program
+
+    def watch_ranks(self, split):
+        before = len(self._programs)
+        compile_ranks(self, split)
+        if len(self._programs) > before:
+            compiled.append(('ranks', threading.current_thread().name))
+
+    monkeypatch.setattr(train.Program, 'compile', watch_step)
+    monkeypatch.setattr(run_lib.Ranker, 'compile', watch_ranks)
+    run = run_lib.open_run(config_lib.parse([*TINY_RUN, f'--workdir={tmp_path}']))
+    stages.prepare(run)
+    run.ahead.shutdown(wait=True)
+    assert compiled == [('step', 'ahead_0'), ('step', 'ahead_0'), ('ranks', 'ahead_0')]
+    for stage in ('pretrain', 'finetune', 'evaluate'):
+        stages.STAGES[stage](run)
+    assert compiled[3:] == [('ranks', 'MainThread')]  # the first stage's, which nobody waits for
+
+
+def test_nothing_is_compiled_for_a_stage_that_is_finished(tmp_path):
+    flags = [*TINY_RUN, f'--workdir={tmp_path}']
+    assert main(flags) == 0
+    run = run_lib.open_run(config_lib.parse(flags))
+    stages.prepare(run)
+    assert run.plans == {}
+
+
+def test_what_fails_to_compile_is_told_by_its_stage(tmp_path, monkeypatch):
+    """And not by the thread, which nobody reads."""
+
+    def fail(self, state, batch, key):
+        raise NotImplementedError('no such step')
+
+    run = run_lib.open_run(config_lib.parse([*TINY_RUN, f'--workdir={tmp_path}']))
+    monkeypatch.setattr(train.Program, 'compile', fail)
+    stages.prepare(run)
+    with pytest.raises(NotImplementedError, match='no such step'):
+        stages.pretrain(run)
+
+
+def test_the_outline_of_a_state_is_that_of_the_state():
+    module = build('fame', TINY, 10)
+    optimizer = train.make_optimizer(1e-3, 0.999, 0.0)
+    state = train.begin(initial(module, jax.random.key(0)), optimizer, None)
+    outline = train.outline(run_lib.abstract(module), optimizer, None)
+    jax.tree.map(
+        lambda leaf, like: np.testing.assert_equal(
+            (leaf.shape, leaf.dtype), (like.shape, like.dtype)
+        ),
+        state,
+        outline,
+    )
+
+
 def test_the_donated_state_is_written_in_place():
     step, state = first_step('fame', num_items=1000)
     compiled = train.Program(step, 4).compile(state, two_histories(), jax.random.key(0))
@@ -193,7 +265,15 @@ def test_nothing_is_compiled_after_the_first_epoch(tmp_path, monkeypatch):
         assert len(counts) == 2 * 3 and len(set(counts)) == 1 and counts[0] > 0
 
 
-def fit(tmp_path, losses, validation, epochs=10, patience=2, refresh=lambda params, epoch: params):
+def fit(
+    tmp_path,
+    losses,
+    validation,
+    epochs=10,
+    patience=2,
+    refresh=lambda params, epoch: params,
+    checkpoint_seconds=0.0,
+):
     """The loop with a make-believe step: loss and validation come from lists."""
     losses, validation = iter(losses), iter(validation)
 
@@ -233,7 +313,7 @@ def fit(tmp_path, losses, validation, epochs=10, patience=2, refresh=lambda para
             epoch_of=lambda epoch: train.Epoch(Batches(), 1, 1),
             refresh=refresh,
             validate=lambda params: {'ndcg@20': next(validation), 'hr@10': 0.0},
-            limits=train.Limits(epochs, patience, 0),
+            limits=train.Limits(epochs, patience, 0, checkpoint_seconds),
             checkpoints=checkpoints,
             metrics=records.Metrics(tmp_path / 'metrics.jsonl'),
             screen=Screen('none'),
@@ -263,6 +343,18 @@ def test_what_no_gradient_moves_is_refreshed_before_each_epoch(tmp_path):
     best, _ = fit(tmp_path, [1] * 3, [0.0, 0.1, 0.2, 0.3], epochs=3, refresh=refresh)
     assert seen == [0, 1, 2]
     assert best['w'].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    'seconds, saved', [(0, [0, 1, 2, 3]), (1000, [0, 3])], ids=['each', 'first and last']
+)
+def test_an_epoch_too_short_to_be_saved_leaves_no_checkpoint(seconds, saved, tmp_path, monkeypatch):
+    steps, save = [], Checkpoints.save
+    monkeypatch.setattr(
+        Checkpoints, 'save', lambda self, step, *rest: (steps.append(step), save(self, step, *rest))
+    )
+    fit(tmp_path, [1] * 3, [0.0, 0.3, 0.2, 0.1], epochs=3, checkpoint_seconds=seconds)
+    assert steps == saved
 
 
 def test_no_epochs_leave_what_it_started_from(tmp_path):

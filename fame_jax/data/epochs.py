@@ -4,6 +4,10 @@ All of it is laid out by numpy before the first step. Grain then yields whole ba
 that its state is one number and costs nothing.
 """
 
+import concurrent.futures
+from collections.abc import Callable
+from typing import TypeVar
+
 import grain
 import numpy as np
 
@@ -140,6 +144,24 @@ def epoch(
     if layout == 'pairs':
         rows = companions.add(rows, cut, order, row, column, rows_per_step, rng)
     return _iterate(EpochSource(rows, rows_per_step, part))
+
+
+Laid = TypeVar('Laid')
+
+
+def in_advance(epoch_of: Callable[[int], Laid]) -> Callable[[int], Laid]:
+    """`epoch_of`, the next epoch being laid out in a thread while one is trained on."""
+    thread = concurrent.futures.ThreadPoolExecutor(1, 'layout')
+    waiting: dict[int, concurrent.futures.Future[Laid]] = {}
+
+    def wait_for(epoch: int) -> Laid:
+        future = waiting.pop(epoch, None)
+        waiting.clear()
+        laid = future.result() if future else epoch_of(epoch)
+        waiting[epoch + 1] = thread.submit(epoch_of, epoch + 1)
+        return laid
+
+    return wait_for
 
 
 def _iterate(source: EpochSource | PrefixSource) -> tuple[grain.DatasetIterator, int]:
