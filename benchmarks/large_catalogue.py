@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -248,8 +248,8 @@ def told(record: Record) -> str:
     )
 
 
-def main() -> None:
-    """Measures, tells and writes."""
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags; None: those of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--items', default='1000000', help='V, comma-separated.')
     parser.add_argument('--tokens', type=int, default=4096, help='Of a step, in rows of 64.')
@@ -263,8 +263,14 @@ def main() -> None:
     parser.add_argument('--only', default='training,judging')
     parser.add_argument('--abstract', action='store_true', help='Compile for shapes; run nothing.')
     parser.add_argument('--json', help='Write the result to this file too.')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.variants = [name.replace('+', ', ') for name in args.variants.split(',')]
+    return args
+
+
+def main() -> None:
+    """Measures, tells and writes."""
+    args = parse_arguments()
     parts = {'training': training, 'judging': judging}
     result = {'machine': machine.about(), 'settings': vars(args), 'catalogues': []}
     for items in map(int, args.items.split(',')):

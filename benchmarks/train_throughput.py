@@ -22,6 +22,8 @@ from fame_jax.run import Run
 
 Record = dict[str, Any]
 
+MODELS_TIMED = (('SASRec', 'sasrec'), ('FAME H 2 N 8', 'fame'))
+
 
 class Variant:
     """One configuration of the training step; a program for each shape that its batches have.
@@ -30,8 +32,11 @@ class Variant:
     model does once before an epoch is no part of it.
     """
 
-    def __init__(self, name: str, run: Run, model: str):
+    def __init__(
+        self, name: str, run: Run, model: str, compiler_options: dict[str, str] | None = None
+    ):
         """run: with the data prepared; model: a name, since a run of FAME trains two."""
+        self.compiler_options = compiler_options
         self.name, self.dtype = name, run.config.dtype
         self.epoch_of = stages.epochs_of(run, 'finetune')
         epoch = self.epoch_of(0)
@@ -54,7 +59,8 @@ class Variant:
         optimizer = train.make_optimizer(config.learning_rate, config.adam_b2, config.weight_decay)
         step = train.make_step(functools.partial(build_objective(model, config), module), optimizer)
         one = MODELS[model].layout == 'prefixes'
-        self.program = train.Program(step, 1 if one else config.steps_per_dispatch, mesh)
+        size = 1 if one else min(config.steps_per_dispatch, self.num_steps)
+        self.program = train.Program(step, size, mesh, self.compiler_options)
         self.state = train.begin(params, optimizer, mesh)
         began = time.perf_counter()
         self.compiled = {
@@ -168,7 +174,7 @@ def variants(base: Run, quick: bool) -> dict[str, tuple[str, dict[str, Any]]]:
     padded = {'packed': False, 'rows_per_step': _padded_rows(base)}
     rows = (32, 128, 512) if accelerator else (32,) if quick else (32, 128)
     found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for title, model in (('SASRec', 'sasrec'), ('FAME H 2 N 8', 'fame')):
+    for title, model in MODELS_TIMED:
         found[title] = model, {}
         found[f'{title} plain loss'] = model, {'chunk_tokens': 0}
         found |= {f'{title} {n} rows': (model, {'rows_per_step': n}) for n in rows}
@@ -195,7 +201,22 @@ def variants(base: Run, quick: bool) -> dict[str, tuple[str, dict[str, Any]]]:
     if accelerator:
         fast = {'dtype': 'bfloat16', 'random_bits': 'rbg', 'rows_per_step': 512}
         found['FAME H 2 N 8 512 rbg bfloat16'] = 'fame', fast
+        whole_epoch = {'steps_per_dispatch': 10_000}
+        found |= {f'{t} epoch a dispatch': (m, whole_epoch) for t, m in MODELS_TIMED}
     return found
+
+
+def command_buffers(base: Run) -> dict[str, tuple[str, dict[str, str]]]:
+    """Model and XLA's options by name: launching each kernel by itself, or recording loops too.
+
+    By default XLA records what it may of a program's kernels and launches the record.
+    """
+    if jax.default_backend() != 'gpu':
+        return {}
+    flag = 'xla_gpu_enable_command_buffer'
+    most = 'FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,WHILE,DYNAMIC_SLICE_FUSION'
+    ways = {'no CUDA graphs': {flag: ''}, 'loops in graphs': {flag: most}}
+    return {f'{t} {way}': (m, options) for t, m in MODELS_TIMED for way, options in ways.items()}
 
 
 def _padded_rows(base: Run) -> int:
@@ -211,6 +232,9 @@ def time_steps(base: Run, effort: Effort, deadline: float) -> list[Record]:
     makers = {
         name: functools.partial(_vary, name, base, model, changes)
         for name, (model, changes) in variants(base, effort.quick).items()
+    } | {
+        name: functools.partial(Variant, name, base, model, options)
+        for name, (model, options) in command_buffers(base).items()
     }
     return contest(makers, effort, deadline)
 

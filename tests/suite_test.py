@@ -363,6 +363,8 @@ def test_every_variant_is_a_configuration(base, monkeypatch, backend, quick):
         training.changed(base, **{**changes, 'width': 64})
         assert len(name) <= 30
     assert next(iter(found)) == 'SASRec' and not found['SASRec'][1]
+    assert all(len(name) <= 30 for name in training.command_buffers(base))
+    assert bool(training.command_buffers(base)) == (backend == 'gpu')
 
 
 def test_padded_rows_hold_as_many_targets(base):
