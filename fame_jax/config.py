@@ -306,11 +306,17 @@ class Config:
         'each negative weighed by the inverse of its probability, which estimates ce.',
         choices=('uniform', 'popularity'),
     )
-    chunk_tokens: int = _field(128, 'ce: tokens at a time; 0: all of a step.', low=0)
+    chunk_tokens: int = _field(
+        -1,
+        'ce: tokens at a time; 0: all of a step; -1: what suits the device, which is 128 on a CPU, '
+        'and as many as have a GiB of logits elsewhere, where starting kernels is what takes time.',
+        low=-1,
+    )
     chunk_items: int = _field(
         0,
         'ce: items at a time; 0: all of them. At a million items and more, such as 1024 beside 512 '
-        'tokens: what they take is all that is taken beside the table and its gradient.',
+        'tokens on a CPU, and 16384 on a GPU: what they take is all that is taken beside the table '
+        'and its gradient.',
         low=0,
     )
     loss_positions: str = _field(

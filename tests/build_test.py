@@ -112,6 +112,26 @@ def test_initial_parameters_follow_the_key(name):
     assert np.any(one['item_table'] != other['item_table'])
 
 
+@pytest.mark.parametrize(
+    'num_items, backend, tokens',
+    [(11_924, 'cpu', 128), (2**18, 'gpu', 2**10), (2**20, 'gpu', 2**8), (2**30, 'gpu', 1)],
+)
+def test_tokens_at_a_time_go_by_device_and_memory(num_items, backend, tokens):
+    assert build.tokens_at_a_time(num_items, backend) == tokens
+
+
+def test_chunks_that_are_asked_for_are_taken_whatever_the_device():
+    def chunk(**options):
+        heard = []
+        row = build.MODELS['sasrec']._replace(objective=lambda *_, **o: heard.append(o))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(build.MODELS, 'sasrec', row)
+            build.build_objective('sasrec', Config(**options))(build.build('sasrec', Config(), 9))
+        return heard[0]['chunk_tokens']
+
+    assert [chunk(), chunk(chunk_tokens=0), chunk(chunk_tokens=7)] == [128, 0, 7]
+
+
 @pytest.mark.parametrize('loss, options', [('ce', {'chunk_items': 4}), ('bce', {})])
 def test_the_objective_takes_its_options_from_the_config(loss, options):
     config = Config(width=8, num_blocks=1, loss=loss, **options)

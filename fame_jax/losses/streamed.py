@@ -16,8 +16,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from fame_jax.losses.pieces import chunk_of, d_weight, matmul, put, rows, rowwise, weigh
+
+BY_ROWS = Layout((0, 1))
 
 
 class Span(NamedTuple):
@@ -153,7 +156,9 @@ def differentiate(
         # A chunk's rows are whole after all the tokens, so the table is written once, in its own
         # dtype; rows of an earlier chunk keep what they have.
         new = jnp.where(fresh_V[:, None], d_row_VD, *rows(begin, chunk_V, d_item_VD))
-        return d_query_TD, put(begin, d_item_VD, new)
+        # The product above is [D, V], and a compiler for a GPU would rather have the whole gradient
+        # lie so too; then it turns it in the end, which takes two more tables.
+        return d_query_TD, with_layout_constraint(put(begin, d_item_VD, new), BY_ROWS)
 
     zeros = jnp.zeros(query_TD.shape), jnp.zeros_like(item_VD)
     turns = -(-(len(item_VD) - which.start) // chunk_V)

@@ -48,6 +48,8 @@ class Row(NamedTuple):
     plan_options: tuple[str, ...] = ()
 
 
+LOGITS = 2**28  # of an accelerator at a time, 1 GiB
+
 CHUNKS = ('chunk_tokens', 'chunk_items')
 NEXT_ITEM = ('loss', 'num_negatives', 'negatives', *CHUNKS)
 VIEWS = ('crop_share', 'mask_share', 'reorder_share')
@@ -128,7 +130,25 @@ def initial(module: nn.Module, key: jax.Array) -> Any:
 def build_objective(name: str, config: Config) -> Callable[..., Any]:
     """The model's objective(module, params, batch, key), its options filled from the config."""
     row = MODELS[name]
-    return functools.partial(row.objective, **_options(config, row.options))
+    options = _options(config, row.options)
+    if options.get('chunk_tokens', 0) >= 0:
+        return functools.partial(row.objective, **options)
+
+    def objective(module: nn.Module, *arguments: Any, **more: Any) -> Any:
+        at_a_time = config.chunk_items or module.num_items
+        chunk = {'chunk_tokens': tokens_at_a_time(at_a_time, jax.default_backend())}
+        return row.objective(module, *arguments, **options | chunk, **more)
+
+    return objective
+
+
+def tokens_at_a_time(num_items: int, backend: str) -> int:
+    """How many tokens' logits over so many items a device had best hold at a time.
+
+    On a CPU, 128 were the fastest. On an accelerator a chunk costs a dozen kernels whatever it
+    holds, so that as many tokens are best as memory is to be had for.
+    """
+    return 128 if backend == 'cpu' else max(1, LOGITS // num_items)
 
 
 def build_plan(name: str, config: Config, module: nn.Module, key: jax.Array) -> surgery.Plan:
