@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine
-from fame_jax import evaluate, losses, train
+from fame_jax import evaluate, losses, programs
 from fame_jax.batch import Batch
 from fame_jax.config import Config
 from fame_jax.models.build import build, build_objective, initial
@@ -75,7 +75,7 @@ class Step:
         """abstract: shapes alone, and nothing can be run."""
         self.times = []
         module = build('sasrec', config, items)
-        optimizer = train.make_optimizer(config.learning_rate, config.adam_b2, 0.0)
+        optimizer = programs.make_optimizer(config.learning_rate, config.adam_b2, 0.0)
         objective = functools.partial(build_objective('sasrec', config), module)
         if config.negatives == 'popularity':
             popularity_V = jnp.asarray(losses.cumulate(counts(items)))
@@ -86,8 +86,8 @@ class Step:
         self.key = jax.random.key(0)
         params = made(functools.partial(initial, module))(self.key)
         step = made(lambda: jnp.int32(0))()
-        self.state = train.State(step, params, made(optimizer.init)(params))
-        self.program = train.Program(train.make_step(objective, optimizer))
+        self.state = programs.State(step, params, made(optimizer.init)(params))
+        self.program = programs.Program(programs.make_step(objective, optimizer))
         self.batch = make_batch(config.rows_per_step, items)
         began = time.perf_counter()
         compiled = self.program.compile(self.state, self.batch, self.key)

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.turns import Calls, Effort, contest, time_calls, work
 from fame_jax import config as config_lib
-from fame_jax import sharding, stages, train
+from fame_jax import programs, sharding, stages
 from fame_jax.models.build import MODELS, build, build_objective, initial
 from fame_jax.run import Run
 
@@ -56,12 +56,16 @@ class Variant:
         self.key = jax.random.key(0, impl='rbg' if config.random_bits == 'rbg' else None)
         params = sharding.born(functools.partial(initial, module), mesh)(self.key)
         self.num_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-        optimizer = train.make_optimizer(config.learning_rate, config.adam_b2, config.weight_decay)
-        step = train.make_step(functools.partial(build_objective(model, config), module), optimizer)
+        optimizer = programs.make_optimizer(
+            config.learning_rate, config.adam_b2, config.weight_decay
+        )
+        step = programs.make_step(
+            functools.partial(build_objective(model, config), module), optimizer
+        )
         one = MODELS[model].layout == 'prefixes'
         size = 1 if one else min(config.steps_per_dispatch, self.num_steps)
-        self.program = train.Program(step, size, mesh, self.compiler_options)
-        self.state = train.begin(params, optimizer, mesh)
+        self.program = programs.Program(step, size, mesh, self.compiler_options)
+        self.state = programs.begin(params, optimizer, mesh)
         began = time.perf_counter()
         self.compiled = {
             shape: self.program.compile(self.state, batches[0], self.key)
@@ -263,7 +267,7 @@ def time_input(base: Run, effort: Effort, deadline: float) -> list[Record]:
 
     def stack() -> None:
         for start in range(0, steps, size):
-            train.stack(batches[start : start + size], size)
+            programs.stack(batches[start : start + size], size)
 
     calls = {
         'lay out an epoch': lambda: epoch_of(0),

@@ -14,7 +14,7 @@ import optax
 
 from fame_jax import config as config_lib
 from fame_jax import evaluate as judge
-from fame_jax import item_table, losses, records, serving, sharding, surgery, train
+from fame_jax import item_table, losses, programs, records, serving, sharding, surgery, train
 from fame_jax.batch import Batch
 from fame_jax.config import Config
 from fame_jax.data import epochs, pipeline, sequences
@@ -89,7 +89,7 @@ class Plan(NamedTuple):
     module: Any
     key: Array
     optimizer: optax.GradientTransformation
-    program: train.Program
+    program: programs.Program
     first: Batch
 
 
@@ -99,12 +99,12 @@ def plan(run: Run, stage: str) -> Plan:
         config, mesh = run.config, run.mesh
         module = run.module(stage, mesh)
         optimizer = _make_optimizer(run, stage, abstract(module))
-        step = train.make_step(_objective(run, stage, module), optimizer)
+        step = programs.make_step(_objective(run, stage, module), optimizer)
         epoch = epochs_of(run, stage)(0)
         # Batches of several shapes are several programs, and each block is of one.
         one_shape = MODELS[run.name(stage)].layout != 'prefixes'
         size = min(config.steps_per_dispatch, epoch.num_steps) if one_shape else 1
-        program = train.Program(step, size, mesh)
+        program = programs.Program(step, size, mesh)
         run.plans[stage] = Plan(
             module, _key(config, stage), optimizer, program, next(epoch.batches)
         )
@@ -119,7 +119,7 @@ def compile_ahead(run: Run) -> None:
     for stage in run.config.stages:
         if stage in TRAINED and not run.is_finished(stage):
             this = plan(run, stage)
-            state = train.outline(abstract(this.module), this.optimizer, run.mesh)
+            state = programs.outline(abstract(this.module), this.optimizer, run.mesh)
             key = jax.random.fold_in(this.key, 1)
             run.ahead.submit(this.program.compile, state, this.first, key)
             if len(run.plans) > 1:  # the first stage validates before it trains, and at once
@@ -150,7 +150,7 @@ def _train(run: Run, stage: str, num_epochs: int) -> None:
         ):
             _, progress = train.fit(
                 stage=stage,
-                state=train.begin(params, optimizer, mesh),
+                state=programs.begin(params, optimizer, mesh),
                 program=program,
                 key=jax.random.fold_in(key, 1),
                 epoch_of=epochs.in_advance(epochs_of(run, stage)),
@@ -206,7 +206,7 @@ def _make_optimizer(run: Run, stage: str, params: Tree) -> optax.GradientTransfo
             seen_V, (0, sharding.table_rows(run.data.num_items, run.mesh) - len(seen_V))
         )
         moving = {'item_table': seen_V, 'output_table': seen_V}
-    return train.make_optimizer(
+    return programs.make_optimizer(
         rates[stage],
         config.adam_b2,
         config.weight_decay,

@@ -12,8 +12,8 @@ import pytest
 from train_test import make_world
 
 from fame_jax import config as config_lib
+from fame_jax import programs, stages, train
 from fame_jax import run as run_lib
-from fame_jax import stages, train
 from fame_jax.main import main
 from fame_jax.models.build import MODELS, build, build_objective, initial
 
@@ -76,9 +76,11 @@ def test_a_few_steps_are_finite_and_move_every_parameter(model, dtype, tmp_path)
         fresh = MODELS[model].refresh(
             module, fresh, stages.epochs_of(run, 'pretrain')(0).batches, jax.random.key(2)
         )
-    optimizer = train.make_optimizer(1e-2, 0.999, 0.0, frozen=['intents'])
-    step = train.make_step(functools.partial(build_objective(model, run.config), module), optimizer)
-    state = train.State(jnp.int32(0), train.copy(fresh), optimizer.init(fresh))
+    optimizer = programs.make_optimizer(1e-2, 0.999, 0.0, frozen=['intents'])
+    step = programs.make_step(
+        functools.partial(build_objective(model, run.config), module), optimizer
+    )
+    state = programs.State(jnp.int32(0), train.copy(fresh), optimizer.init(fresh))
     for batch in epoch.batches:
         state, (total, count) = step(state, batch, jax.random.key(1))
         assert np.isfinite(total) and count > 0
@@ -108,7 +110,7 @@ def test_a_run_stopped_inside_an_epoch_ends_as_if_it_had_not_been(model, tmp_pat
     assert main(flags(model, tmp_path / 'whole', *world)) == 0
     lines = (tmp_path / 'whole' / 'metrics.jsonl').read_text().splitlines()
     steps_of_an_epoch = next(json.loads(x)['step'] for x in lines if json.loads(x)['epoch'] == 1)
-    take, left = train.Program.__call__, [steps_of_an_epoch + 3]
+    take, left = programs.Program.__call__, [steps_of_an_epoch + 3]
 
     def take_or_die(self, state, block, key):
         left[0] -= len(block)
@@ -117,7 +119,7 @@ def test_a_run_stopped_inside_an_epoch_ends_as_if_it_had_not_been(model, tmp_pat
         return take(self, state, block, key)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Program, '__call__', take_or_die)
+        patch.setattr(programs.Program, '__call__', take_or_die)
         assert main(flags(model, tmp_path / 'stopped', *world)) == 130
     assert main(flags(model, tmp_path / 'stopped', *world)) == 0
     for one, other in zip(arrays(tmp_path / 'whole'), arrays(tmp_path / 'stopped'), strict=True):

@@ -23,7 +23,10 @@ LEVELS = (
     ('run', 'train', 'serve', 'item_table', 'contrast'),
     ('encoder', 'charts', 'page'),
     ('text_model', 'insides'),
-    ('models', 'data', 'evaluate', 'probe', 'plots', 'screen', 'recommendations', 'markup'),
+    (
+        *('models', 'data', 'evaluate', 'probe', 'plots', 'screen', 'recommendations', 'markup'),
+        'programs',
+    ),
     ('losses', 'batch', 'config', 'checkpoint', 'surgery', 'records', 'profile'),
     ('sharding',),
     ('errors', 'recipes', 'letters', 'published'),
@@ -47,6 +50,7 @@ FORBIDDEN = {
     'models': {
         'fame_jax.data',
         'fame_jax.train',
+        'fame_jax.programs',
         'fame_jax.evaluate',
         'fame_jax.checkpoint',
         'fame_jax.stages',
@@ -54,7 +58,7 @@ FORBIDDEN = {
         'fame_jax.results',
     },
     **{
-        room: {'fame_jax.train', 'optax', 'grain', 'orbax', 'absl', 'flax'}
+        room: {'fame_jax.train', 'fame_jax.programs', 'optax', 'grain', 'orbax', 'absl', 'flax'}
         for room in ('serve', 'explain', 'export', 'demo')
     },
     'plots': {'jax'},

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fame_jax import config as config_lib
-from fame_jax import losses, sharding, train
+from fame_jax import losses, programs, sharding
 from fame_jax.batch import Batch
 from fame_jax.errors import UserError
 from fame_jax.main import main
@@ -88,10 +88,10 @@ def make_state(mesh, name='fame', num_items=45, **changes):
     )
     module = build(name, config, num_items, mesh)
     params = sharding.born(functools.partial(initial, module), mesh)(jax.random.key(0))
-    optimizer = train.make_optimizer(1e-2, 0.999, 0.0)
+    optimizer = programs.make_optimizer(1e-2, 0.999, 0.0)
     objective = functools.partial(build_objective(name, config), module)
-    step = train.make_step(objective, optimizer)
-    return train.begin(params, optimizer, mesh), train.Program(step, 2, mesh)
+    step = programs.make_step(objective, optimizer)
+    return programs.begin(params, optimizer, mesh), programs.Program(step, 2, mesh)
 
 
 def some_batch(seed, num_items=45, shape=(8, 8)):
@@ -425,7 +425,7 @@ def test_a_checkpoint_in_mid_epoch_goes_to_another_mesh(alone, tmp_path, monkeyp
     flags = [*FLAGS, f'--workdir={tmp_path}', '--checkpoint_every=1']
     calls = []
 
-    program = train.Program.__call__
+    program = programs.Program.__call__
     with monkeypatch.context() as patch:
 
         def call(self, state, block, key):
@@ -434,7 +434,7 @@ def test_a_checkpoint_in_mid_epoch_goes_to_another_mesh(alone, tmp_path, monkeyp
                 os.kill(os.getpid(), signal.SIGTERM)
             return program(self, state, block, key)
 
-        patch.setattr(train.Program, '__call__', call)
+        patch.setattr(programs.Program, '__call__', call)
         assert main([*flags, '--data_parallel=2', '--model_parallel=4']) == 128 + signal.SIGTERM
     assert main([*flags, '--data_parallel=4', '--model_parallel=2']) == 0
     assert_same_run(alone, tmp_path)

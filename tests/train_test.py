@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from fame_jax import config as config_lib
-from fame_jax import records, stages, train
+from fame_jax import programs, records, stages, train
 from fame_jax import run as run_lib
 from fame_jax.batch import Batch
 from fame_jax.checkpoint import Checkpoints
@@ -43,8 +43,8 @@ def first_step(name, config=TINY, num_items=10):
     module = build(name, config, num_items)
     params = initial(module, jax.random.key(0))
     optimizer = optax.adam(1e-3)
-    step = train.make_step(functools.partial(build_objective(name, config), module), optimizer)
-    return step, train.State(jnp.int32(0), params, optimizer.init(params))
+    step = programs.make_step(functools.partial(build_objective(name, config), module), optimizer)
+    return step, programs.State(jnp.int32(0), params, optimizer.init(params))
 
 
 # Renew these when initialisation, dropout, the model or the loss is changed on purpose, and mark
@@ -78,8 +78,8 @@ def test_dropout_differs_from_step_to_step():
     module = build('sasrec', TINY, 10)
     params = initial(module, jax.random.key(0))
     optimizer = optax.sgd(0.0)
-    step = train.make_step(functools.partial(build_objective('sasrec', TINY), module), optimizer)
-    state = train.State(jnp.int32(0), params, optimizer.init(params))
+    step = programs.make_step(functools.partial(build_objective('sasrec', TINY), module), optimizer)
+    state = programs.State(jnp.int32(0), params, optimizer.init(params))
     state, (first, _) = step(state, two_histories(), jax.random.key(1))
     state, (second, _) = step(state, two_histories(), jax.random.key(1))
     assert first != second
@@ -126,7 +126,7 @@ def test_a_block_is_its_steps_bit_for_bit(name):
     batches, key = [two_histories(), other_histories(), two_histories()], jax.random.key(1)
 
     def train_by(size):
-        program, reached, sums = train.Program(step, size), train.copy(state), []
+        program, reached, sums = programs.Program(step, size), train.copy(state), []
         for start in range(0, len(batches), size):
             block = batches[start : start + size]
             reached, sums_S2 = program(reached, block, key)
@@ -144,7 +144,7 @@ def test_a_block_is_its_steps_bit_for_bit(name):
 
 def test_a_program_is_compiled_once_a_shape_and_tells_its_seconds():
     step, state = first_step('sasrec')
-    program, key = train.Program(step, 2), jax.random.key(0)
+    program, key = programs.Program(step, 2), jax.random.key(0)
     first = program.compile(state, two_histories(), key)
     assert program.compiling() > 0
     assert program.compile(state, other_histories(), key) is first
@@ -163,7 +163,7 @@ TINY_RUN = [
 def test_stages_to_come_are_compiled_while_others_run(tmp_path, monkeypatch):
     """Each step once, and none by the stage itself; so are the ranks of the second stage."""
     compiled = []
-    compile_step, compile_ranks = train.Program.compile, run_lib.Ranker.compile
+    compile_step, compile_ranks = programs.Program.compile, run_lib.Ranker.compile
 
     def watch_step(self, state, batch, key):
         before = len(self._compiled)
@@ -178,7 +178,7 @@ def test_stages_to_come_are_compiled_while_others_run(tmp_path, monkeypatch):
         if len(self._programs) > before:
             compiled.append(('ranks', threading.current_thread().name))
 
-    monkeypatch.setattr(train.Program, 'compile', watch_step)
+    monkeypatch.setattr(programs.Program, 'compile', watch_step)
     monkeypatch.setattr(run_lib.Ranker, 'compile', watch_ranks)
     run = run_lib.open_run(config_lib.parse([*TINY_RUN, f'--workdir={tmp_path}']))
     stages.prepare(run)
@@ -204,7 +204,7 @@ def test_what_fails_to_compile_is_told_by_its_stage(tmp_path, monkeypatch):
         raise NotImplementedError('no such step')
 
     run = run_lib.open_run(config_lib.parse([*TINY_RUN, f'--workdir={tmp_path}']))
-    monkeypatch.setattr(train.Program, 'compile', fail)
+    monkeypatch.setattr(programs.Program, 'compile', fail)
     stages.prepare(run)
     with pytest.raises(NotImplementedError, match='no such step'):
         stages.pretrain(run)
@@ -212,9 +212,9 @@ def test_what_fails_to_compile_is_told_by_its_stage(tmp_path, monkeypatch):
 
 def test_the_outline_of_a_state_is_that_of_the_state():
     module = build('fame', TINY, 10)
-    optimizer = train.make_optimizer(1e-3, 0.999, 0.0)
-    state = train.begin(initial(module, jax.random.key(0)), optimizer, None)
-    outline = train.outline(run_lib.abstract(module), optimizer, None)
+    optimizer = programs.make_optimizer(1e-3, 0.999, 0.0)
+    state = programs.begin(initial(module, jax.random.key(0)), optimizer, None)
+    outline = programs.outline(run_lib.abstract(module), optimizer, None)
     jax.tree.map(
         lambda leaf, like: np.testing.assert_equal(
             (leaf.shape, leaf.dtype), (like.shape, like.dtype)
@@ -226,7 +226,7 @@ def test_the_outline_of_a_state_is_that_of_the_state():
 
 def test_the_donated_state_is_written_in_place():
     step, state = first_step('fame', num_items=1000)
-    compiled = train.Program(step, 4).compile(state, two_histories(), jax.random.key(0))
+    compiled = programs.Program(step, 4).compile(state, two_histories(), jax.random.key(0))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert compiled.memory_analysis().alias_size_in_bytes >= size
 
@@ -235,7 +235,7 @@ def test_the_donated_state_is_written_in_place():
     'size, every, blocks', [(4, 0, [4, 4, 4]), (4, 6, [4, 2, 4]), (4, 3, [3] * 3)]
 )
 def test_a_block_ends_where_a_checkpoint_is_due(size, every, blocks):
-    program, done = train.Program(len, size), 0
+    program, done = programs.Program(len, size), 0
     for block in blocks:
         assert train.until_save(done, program, train.Limits(1, 1, every)) == block
         done += block
@@ -307,7 +307,7 @@ def fit(
     with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
         return train.fit(
             stage='pretrain',
-            state=train.begin({'w': jnp.zeros(2)}, optax.adam(1e-3), None),
+            state=programs.begin({'w': jnp.zeros(2)}, optax.adam(1e-3), None),
             program=Program(),
             key=jax.random.key(0),
             epoch_of=lambda epoch: train.Epoch(Batches(), 1, 1),
@@ -427,7 +427,7 @@ def test_rows_that_are_to_stay_stay_even_under_weight_decay():
     """Three rows, the second is held; a leaf that is not named moves whole; a frozen one not."""
     params = {name: jnp.ones((3, 2)) for name in ('table', 'other', 'still')}
     grads = jax.tree.map(jnp.ones_like, params)
-    optimizer = train.make_optimizer(
+    optimizer = programs.make_optimizer(
         0.1, 0.999, 0.5, frozen=('still',), moving={'table': np.array([True, False, True])}
     )
     state = optimizer.init(params)
@@ -449,9 +449,9 @@ def test_arrays_of_an_objective_are_arguments_of_its_program():
 
     numbers = jnp.arange(100_000, dtype=jnp.float32)
     optimizer, params = optax.sgd(1.0), {'w': jnp.float32(0)}
-    step = train.make_step(jax.tree_util.Partial(loss, numbers=numbers), optimizer)
-    program = train.Program(step)
-    state, key = train.State(jnp.int32(0), params, optimizer.init(params)), jax.random.key(0)
+    step = programs.make_step(jax.tree_util.Partial(loss, numbers=numbers), optimizer)
+    program = programs.Program(step)
+    state, key = programs.State(jnp.int32(0), params, optimizer.init(params)), jax.random.key(0)
     memory = program.compile(state, two_histories(), key).memory_analysis()
     assert memory.argument_size_in_bytes > numbers.nbytes
     state, _ = program(state, [two_histories()], key)
