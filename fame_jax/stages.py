@@ -45,7 +45,6 @@ def prepare(run: Run) -> None:
     elif sharding.is_chief():
         _prepare(run, folder)
     sharding.wait_for_all('prepare')
-    compile_ahead(run)
 
 
 def _prepare(run: Run, folder: Path) -> None:
@@ -112,10 +111,12 @@ def plan(run: Run, stage: str) -> Plan:
 
 
 def compile_ahead(run: Run) -> None:
-    """Begins to compile what the stages to come will train and validate with, beside all else.
+    """Begins to compile what this stage and those to come will train with, beside all else.
 
     A stage that comes to its program before it is compiled waits for it, and tells its errors.
     """
+    if run.plans:
+        return
     for stage in run.config.stages:
         if stage in TRAINED and not run.is_finished(stage):
             this = plan(run, stage)
@@ -128,7 +129,6 @@ def compile_ahead(run: Run) -> None:
 
 def _train(run: Run, stage: str, num_epochs: int) -> None:
     config, screen, mesh = run.config, run.screen, run.mesh
-    module, key, optimizer, program, _ = plan(run, stage)
     # Of several processes one holds the lock and tidies.
     lock = records.locked(run.folder) if sharding.is_chief() else contextlib.nullcontext()
     with lock, run.checkpoints(stage) as checkpoints:
@@ -138,6 +138,8 @@ def _train(run: Run, stage: str, num_epochs: int) -> None:
         if checkpoints.progress().get('finished'):
             screen.say(f'{stage}: finished before')
             return
+        compile_ahead(run)
+        module, key, optimizer, program, _ = plan(run, stage)
         make = functools.partial(initial, module)
         params = sharding.born(make, mesh)(jax.random.fold_in(key, 0))
         if checkpoints.last_step() is None:

@@ -63,7 +63,7 @@ def test_a_tiny_world_is_learned_by_heart(model, tmp_path):
     assert np.mean(ranks['pretrain/test/masked'] == 1) >= 0.9
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', ['float32', pytest.param('bfloat16', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('model', MODELS)
 def test_a_few_steps_are_finite_and_move_every_parameter(model, dtype, tmp_path):
     world = ['--synthetic_users=60', '--synthetic_items=40', f'--dtype={dtype}', '--eval_users=64']
@@ -142,7 +142,7 @@ def test_scores_of_a_slice_are_those_of_the_whole(model):
     assert score_BV.shape == (2, 13)
     for part in (slice(1, 5), slice(5, 13)):
         score_BS = module.combine(jnp.einsum('BQD,VD->BQV', query_BQD, item_VD[part]))
-        np.testing.assert_allclose(score_BS, score_BV[:, part], rtol=1e-6)
+        np.testing.assert_allclose(score_BS, score_BV[:, part], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize('model', MODELS)

@@ -147,6 +147,7 @@ def test_killed_at_random_moments_in_each_stage_ends_bit_identical(
     assert_same(workdir, reference)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_at_every_step_changes_nothing(undisturbed, cache, tmp_path):
     """Also at the last step of an epoch, where two saves would meet."""
     finish(tmp_path / 'run', cache, '--checkpoint_every=1')

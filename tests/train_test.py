@@ -182,6 +182,7 @@ def test_stages_to_come_are_compiled_while_others_run(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lib.Ranker, 'compile', watch_ranks)
     run = run_lib.open_run(config_lib.parse([*TINY_RUN, f'--workdir={tmp_path}']))
     stages.prepare(run)
+    stages.compile_ahead(run)
     run.ahead.shutdown(wait=True)
     assert compiled == [('step', 'ahead_0'), ('step', 'ahead_0'), ('ranks', 'ahead_0')]
     for stage in ('pretrain', 'finetune', 'evaluate'):
@@ -193,7 +194,7 @@ def test_nothing_is_compiled_for_a_stage_that_is_finished(tmp_path):
     flags = [*TINY_RUN, f'--workdir={tmp_path}']
     assert main(flags) == 0
     run = run_lib.open_run(config_lib.parse(flags))
-    stages.prepare(run)
+    stages.compile_ahead(run)
     assert run.plans == {}
 
 
