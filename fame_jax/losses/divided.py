@@ -33,6 +33,7 @@ from fame_jax.losses.pieces import (
     sum_over,
     weigh,
 )
+from fame_jax.losses.streamed import Chunks
 from fame_jax.sharding import DATA, MODEL
 
 
@@ -73,8 +74,8 @@ def divided_cross_entropy(
     check_chunks(chunk_tokens, chunk_items)
     target_T = real(target_T)
     if chunk_items in range(1, len(item_VD) // mesh.shape[MODEL]):
-        statics = mesh, num_items, chunk_tokens, chunk_items, prepare
-        return divided_streamed(*statics, query_TD, item_VD, target_T, weight_T)
+        chunks = Chunks(chunk_tokens, chunk_items, prepare)
+        return divided_streamed(mesh, num_items, chunks, query_TD, item_VD, target_T, weight_T)
     vector_VD = prepare(item_VD)
     return _divided(mesh, num_items, chunk_tokens, query_TD, vector_VD, target_T, weight_T)
 

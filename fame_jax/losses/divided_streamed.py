@@ -7,7 +7,6 @@ gradient by the queries, [T, D]; over `data`, the gradient by a device's rows. N
 the table's parts goes over `model`.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -24,42 +23,37 @@ from fame_jax.losses.pieces import (
     sum_over,
     weigh,
 )
-from fame_jax.losses.streamed import Span, add_up, differentiate
+from fame_jax.losses.streamed import Chunks, Span, add_up, differentiate
 from fame_jax.sharding import DATA, MODEL
 
 TOKENS, ITEMS = PartitionSpec(DATA), PartitionSpec(MODEL)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def divided_streamed(
     mesh: Mesh,
     num_items: int,
-    chunk_T: int,
-    chunk_V: int,
-    prepare: Callable[[jax.Array], jax.Array],
+    chunks: Chunks,
     query_TD: jax.Array,
     item_VD: jax.Array,
     target_T: jax.Array,
     weight_T: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `divided_cross_entropy`, where chunk_V is smaller than a device's rows; chunk_T 0: all."""
-    statics = mesh, num_items, chunk_T, chunk_V, prepare
-    return _forward(*statics, query_TD, item_VD, target_T, weight_T)[0]
+    """As `divided_cross_entropy`, where chunks.items is smaller than a device's rows."""
+    return _forward(mesh, num_items, chunks, query_TD, item_VD, target_T, weight_T)[0]
 
 
 def _forward(
     mesh: Mesh,
     num_items: int,
-    chunk_T: int,
-    chunk_V: int,
-    prepare: Callable[[jax.Array], jax.Array],
+    chunks: Chunks,
     query_TD: jax.Array,
     item_VD: jax.Array,
     target_T: jax.Array,
     weight_T: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
     part = jax.shard_map(
-        partial(_add_up_part, num_items, chunk_T, chunk_V, prepare),
+        partial(_add_up_part, num_items, chunks),
         mesh=mesh,
         in_specs=(TOKENS, ITEMS, TOKENS),
         out_specs=(TOKENS, TOKENS),
@@ -72,9 +66,7 @@ def _forward(
 
 def _add_up_part(
     num_items: int,
-    chunk_T: int,
-    chunk_V: int,
-    prepare: Callable[[jax.Array], jax.Array],
+    chunks: Chunks,
     query_TD: jax.Array,
     item_VD: jax.Array,
     target_T: jax.Array,
@@ -85,10 +77,10 @@ def _add_up_part(
     """
     which = _own(num_items, item_VD)
     mine_T, row_T = own_rows(which.first, len(item_VD), target_T)
-    picked_T = jnp.where(mine_T, rowwise(query_TD, prepare(item_VD[row_T])), 0)
+    picked_T = jnp.where(mine_T, rowwise(query_TD, chunks.prepare(item_VD[row_T])), 0)
     # Looked up before the loop, and the loop begun with it, for what `streamed` does it for.
     max_T = jnp.where(mine_T, picked_T, LOWEST)
-    max_T, sum_T = add_up(chunk_T, chunk_V, prepare, which, query_TD, item_VD, max_T)
+    max_T, sum_T = add_up(chunks, which, query_TD, item_VD, max_T)
     all_M3T = lax.all_gather(jnp.stack([max_T, sum_T, picked_T]), MODEL)
     highest_T, sum_T = put_together(all_M3T[:, 0], all_M3T[:, 1])
     total_T = highest_T + jnp.log(sum_T)
@@ -98,15 +90,13 @@ def _add_up_part(
 def _backward(
     mesh: Mesh,
     num_items: int,
-    chunk_T: int,
-    chunk_V: int,
-    prepare: Callable[[jax.Array], jax.Array],
+    chunks: Chunks,
     saved: tuple[jax.Array, ...],
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array | None, ...]:
     query_TD, item_VD, target_T, weight_T, total_T, loss_T = saved
     part = jax.shard_map(
-        partial(_differentiate_part, num_items, chunk_T, chunk_V, prepare),
+        partial(_differentiate_part, num_items, chunks),
         mesh=mesh,
         in_specs=(TOKENS, ITEMS, TOKENS, TOKENS, TOKENS),
         out_specs=(TOKENS, ITEMS),
@@ -119,9 +109,7 @@ def _backward(
 
 def _differentiate_part(
     num_items: int,
-    chunk_T: int,
-    chunk_V: int,
-    prepare: Callable[[jax.Array], jax.Array],
+    chunks: Chunks,
     query_TD: jax.Array,
     item_VD: jax.Array,
     target_T: jax.Array,
@@ -135,7 +123,7 @@ def _differentiate_part(
     """
     which = _own(num_items, item_VD)
     data = query_TD, item_VD, target_T, total_T, scale_T
-    d_query_TD, d_item_VD = differentiate(chunk_T, chunk_V, prepare, which, *data)
+    d_query_TD, d_item_VD = differentiate(chunks, which, *data)
     d_query_TD = sum_over(d_query_TD, MODEL).astype(query_TD.dtype)
     return d_query_TD, sum_over(d_item_VD, DATA)
 

@@ -6,7 +6,7 @@ import jax
 
 from fame_jax.losses.dense import dense
 from fame_jax.losses.pieces import as_they_are, check_chunks, real
-from fame_jax.losses.streamed import streamed
+from fame_jax.losses.streamed import Chunks, streamed
 
 
 def cross_entropy(
@@ -73,5 +73,6 @@ def chunked_cross_entropy(
     check_chunks(chunk_tokens, chunk_items)
     target_T = real(target_T)
     if chunk_items in range(1, item_VD.shape[0] - 1):
-        return streamed(chunk_tokens, chunk_items, prepare, query_TD, item_VD, target_T, weight_T)
+        chunks = Chunks(chunk_tokens, chunk_items, prepare)
+        return streamed(chunks, query_TD, item_VD, target_T, weight_T)
     return dense(chunk_tokens, query_TD, prepare(item_VD), target_T, weight_T, num_tokens)

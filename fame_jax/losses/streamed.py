@@ -23,6 +23,20 @@ from fame_jax.losses.pieces import chunk_of, d_weight, matmul, put, rows, rowwis
 BY_ROWS = Layout((0, 1))
 
 
+class Chunks(NamedTuple):
+    """What is held at a time; static.
+
+    Attributes:
+      tokens: so many; 0: all.
+      items: so many, no more than there are rows.
+      prepare: rows of the table -> their vectors, as `chunked_cross_entropy` has it.
+    """
+
+    tokens: int
+    items: int
+    prepare: Callable[[jax.Array], jax.Array]
+
+
 class Span(NamedTuple):
     """Which rows of a table are gone through, and whose they are.
 
@@ -52,9 +66,7 @@ def _chunk(
 
 
 def add_up(
-    chunk_T: int,
-    chunk_V: int,
-    prepare: Callable[[jax.Array], jax.Array],
+    chunks: Chunks,
     which: Span,
     query_TD: jax.Array,
     item_VD: jax.Array,
@@ -63,16 +75,14 @@ def add_up(
     """The first pass: each token's greatest score m, and the sum of all items' exp(s - m).
 
     Args:
-      chunk_T: tokens at a time; 0: all.
-      chunk_V: items at a time, no more than there are rows.
-      prepare: as the losses have it.
+      chunks: what is held at a time.
       which: rows of `item_VD` to go through.
       query_TD: [T, D].
       item_VD: raw rows.
       max_T: [T] float32, what m is to be at the least, finite.
     """
     T = len(query_TD)
-    size = min(chunk_T, T) or T
+    size, chunk_V, prepare = min(chunks.tokens, T) or T, chunks.items, chunks.prepare
 
     def add_items(j: jax.Array, carry: tuple) -> tuple:
         begin, _, fresh_V = _chunk(j, chunk_V, which, item_VD)
@@ -96,9 +106,7 @@ def add_up(
 
 
 def differentiate(
-    chunk_T: int,
-    chunk_V: int,
-    prepare: Callable[[jax.Array], jax.Array],
+    chunks: Chunks,
     which: Span,
     query_TD: jax.Array,
     item_VD: jax.Array,
@@ -109,9 +117,7 @@ def differentiate(
     """The second pass: the gradients of sum_t scale_t (log Z_t - s_target), given every log Z.
 
     Args:
-      chunk_T: tokens at a time; 0: all.
-      chunk_V: items at a time, no more than there are rows.
-      prepare: as the losses have it.
+      chunks: what is held at a time.
       which: rows of `item_VD` to go through; a target that is not among them adds nothing.
       query_TD: [T, D].
       item_VD: raw rows.
@@ -123,7 +129,7 @@ def differentiate(
       By the queries, [T, D] float32, and by the raw rows, in their shape and dtype.
     """
     T = len(query_TD)
-    size = min(chunk_T, T) or T
+    size, chunk_V, prepare = min(chunks.tokens, T) or T, chunks.items, chunks.prepare
     # Weights, and what is not to be counted twice, go into the small factors and not over [T, V].
     scale_T1 = scale_T[:, None]
     scaled_TD = (query_TD * scale_T1).astype(query_TD.dtype)
@@ -166,34 +172,30 @@ def differentiate(
     return d_query_TD * scale_T1, d_item_VD
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def streamed(
-    chunk_T: int,
-    chunk_V: int,
-    prepare: Callable[[jax.Array], jax.Array],
+    chunks: Chunks,
     query_TD: jax.Array,
     item_VD: jax.Array,
     target_T: jax.Array,
     weight_T: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `chunked_cross_entropy`, where chunk_V is smaller than V; chunk_T 0: all tokens."""
-    return _forward(chunk_T, chunk_V, prepare, query_TD, item_VD, target_T, weight_T)[0]
+    """As `chunked_cross_entropy`, where chunks.items is smaller than V."""
+    return _forward(chunks, query_TD, item_VD, target_T, weight_T)[0]
 
 
 def _forward(
-    chunk_T: int,
-    chunk_V: int,
-    prepare: Callable[[jax.Array], jax.Array],
+    chunks: Chunks,
     query_TD: jax.Array,
     item_VD: jax.Array,
     target_T: jax.Array,
     weight_T: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    picked_T = rowwise(query_TD, prepare(item_VD[target_T]))
+    picked_T = rowwise(query_TD, chunks.prepare(item_VD[target_T]))
     # The target is among the items, so its score is no more than the maximum. To begin with it puts
     # the last look at the table before all that follows from log Z. Were the target looked up
     # beside the loop, an optimizer could not write over the table, and XLA would copy it first.
-    max_T, sum_T = add_up(chunk_T, chunk_V, prepare, WHOLE, query_TD, item_VD, picked_T)
+    max_T, sum_T = add_up(chunks, WHOLE, query_TD, item_VD, picked_T)
     total_T = max_T + jnp.log(sum_T)
     loss_T = total_T - picked_T
     saved = query_TD, item_VD, target_T, weight_T, total_T, loss_T
@@ -201,16 +203,14 @@ def _forward(
 
 
 def _backward(
-    chunk_T: int,
-    chunk_V: int,
-    prepare: Callable[[jax.Array], jax.Array],
+    chunks: Chunks,
     saved: tuple[jax.Array, ...],
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array | None, ...]:
     query_TD, item_VD, target_T, weight_T, total_T, loss_T = saved
     scale_T = weight_T * cotangents[0]
-    passed = chunk_T, chunk_V, prepare, WHOLE, query_TD, item_VD, target_T, total_T, scale_T
-    d_query_TD, d_item_VD = differentiate(*passed)
+    data = query_TD, item_VD, target_T, total_T, scale_T
+    d_query_TD, d_item_VD = differentiate(chunks, WHOLE, *data)
     d_query_TD = d_query_TD.astype(query_TD.dtype)
     return d_query_TD, d_item_VD, None, d_weight(loss_T, weight_T, cotangents)
 
