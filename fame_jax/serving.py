@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from fame_jax import explain as explanations
 from fame_jax import export as exports
@@ -19,7 +19,7 @@ from fame_jax.data.histories import History
 from fame_jax.errors import UserError
 from fame_jax.run import TRAINED, Run, label
 from fame_jax.screen import duration, explanation
-from fame_jax.sharding import MODEL
+from fame_jax.sharding import by_items
 
 Array = jax.Array
 Tree = Any
@@ -146,10 +146,9 @@ def model_of(module: Any, params: Tree, max_length: int) -> serve.Model:
     def look(params: Tree, *rows: Array) -> dict[str, Array]:
         return module.apply({'params': params}, *rows, method='look')
 
-    place = NamedSharding(module.mesh, PartitionSpec(MODEL)) if module.mesh else None
     item_vectors = jax.jit(
         lambda params: module.apply({'params': params}, method='item_vectors'),
-        out_shardings=place,
+        out_shardings=by_items(module.mesh),
     )
     return serve.Model(
         encode=encode,
