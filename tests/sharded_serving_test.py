@@ -6,8 +6,6 @@ As in `sharding_test`, the first test runs the others in a process with eight de
 import functools
 import json
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
-from sharding_test import EIGHT, MESHES, collectives, eight_devices, on_eight
+from sharding_test import EIGHT, MESHES, collectives, on_eight, run_on_eight
 
 from fame_jax import config as config_lib
 from fame_jax import evaluate, run, serve, serving, sharding
@@ -29,13 +27,8 @@ EXAMPLES = 3  # beside those that are named; each is compiled
 
 @pytest.mark.skipif(EIGHT, reason='runs the others')
 @pytest.mark.parametrize('marked', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
-def test_on_eight_devices(marked):
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-p', 'no:cacheprovider']
-    done = subprocess.run(
-        [*command, '-m', marked, __file__], env=eight_devices(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert 'passed' in done.stdout
+def test_on_run_on_eight(marked):
+    run_on_eight(__file__, marked)
 
 
 def rows_of(item_VD, mesh, beyond=np.nan):

@@ -45,10 +45,11 @@ def eight_devices():
     return {**os.environ, 'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count=8'}
 
 
-def run_on_eight(marked):
+def run_on_eight(file, marked):
+    """The tests of a file that bear a mark, in a process of eight devices."""
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-p', 'no:cacheprovider']
     done = subprocess.run(
-        [*command, '-m', marked, __file__], env=eight_devices(), capture_output=True, text=True
+        [*command, '-m', marked, file], env=eight_devices(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'passed' in done.stdout
@@ -56,13 +57,13 @@ def run_on_eight(marked):
 
 @pytest.mark.skipif(EIGHT, reason='runs the others')
 def test_on_eight_devices():
-    run_on_eight('not slow')
+    run_on_eight(__file__, 'not slow')
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(EIGHT, reason='runs the others')
 def test_on_eight_devices_at_length():
-    run_on_eight('slow')
+    run_on_eight(__file__, 'slow')
 
 
 def test_one_device_is_no_mesh():
