@@ -77,12 +77,12 @@ class Counts(NamedTuple):
 
 def count(compiled: Any) -> Counts:
     """Counts a compiled program (jax.stages.Compiled), whatever device it is for."""
-    computations, entry = _computations(compiled.as_text())
+    computations, entry = computations_of(compiled.as_text())
     loops = {'known': 0, 'unknown': 0}
 
     @functools.cache
     def once(root: str) -> np.ndarray:
-        needed = _reached(computations, root)
+        needed = reached(computations, root)
         found = _cost(_module(computations, needed))
         library = sum(_library_calls(computations[name]) for name in needed)
         return library + np.array([found.get('flops', 0), found.get('bytes accessed', 0)])
@@ -131,7 +131,7 @@ def _shape(text: str, name: str) -> tuple[str, list[int]]:
     return dtype, [int(size) for size in re.findall(r'\d+', shape)]
 
 
-def _computations(text: str) -> tuple[dict[str, str], str]:
+def computations_of(text: str) -> tuple[dict[str, str], str]:
     """The computations of a module's text by name, without the word ENTRY, and whose it was."""
     found, entry = {}, ''
     for match in re.finditer(r'^(ENTRY )?(%[\w.\-]+) .*?^}', text, re.M | re.S):
@@ -140,7 +140,7 @@ def _computations(text: str) -> tuple[dict[str, str], str]:
     return found, entry
 
 
-def _reached(computations: dict[str, str], root: str) -> list[str]:
+def reached(computations: dict[str, str], root: str) -> list[str]:
     """A computation and all that it calls."""
     found, waiting = [], [root]
     while waiting:

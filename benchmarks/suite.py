@@ -14,7 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,11 +69,18 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help='of all float32 products (jax_default_matmul_precision); default: as jax has it',
     )
     arguments = parser.parse_args(argv)
-    arguments.only = arguments.only.split(',') if arguments.only else list(SECTIONS)
-    unknown = [name for name in arguments.only if name not in SECTIONS]
-    if unknown:
-        parser.error(f'--only={",".join(unknown)}: there are {", ".join(SECTIONS)}')
+    arguments.only = chosen(parser, arguments.only, SECTIONS)
     return arguments
+
+
+def chosen(parser: argparse.ArgumentParser, only: str, names: Iterable[str]) -> list[str]:
+    """What --only names of these, in its order; empty: all. Another name ends the program."""
+    names = list(names)
+    several = only.split(',') if only else names
+    unknown = [name for name in several if name not in names]
+    if unknown:
+        parser.error(f'--only={",".join(unknown)}: there are {", ".join(names)}')
+    return several
 
 
 def open_base(arguments: argparse.Namespace, folder: str) -> run_lib.Run:

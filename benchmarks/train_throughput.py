@@ -177,6 +177,7 @@ def variants(base: Run, quick: bool) -> dict[str, tuple[str, dict[str, Any]]]:
     accelerator = jax.default_backend() != 'cpu'
     padded = {'packed': False, 'rows_per_step': _padded_rows(base)}
     rows = (32, 128, 512) if accelerator else (32,) if quick else (32, 128)
+    chunks = (128, 512) if accelerator else (512,)
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for title, model in MODELS_TIMED:
         found[title] = model, {}
@@ -188,7 +189,7 @@ def variants(base: Run, quick: bool) -> dict[str, tuple[str, dict[str, Any]]]:
             continue
         found[f'{title} bfloat16'] = model, {'dtype': 'bfloat16'}
         found[f'{title} rbg'] = model, {'random_bits': 'rbg'}
-        found[f'{title} 512 tokens/chunk'] = model, {'chunk_tokens': 512}
+        found |= {f'{title} {n} tokens/chunk': (model, {'chunk_tokens': n}) for n in chunks}
         found |= {f'{title} {n} to a dispatch': (model, {'steps_per_dispatch': n}) for n in (1, 32)}
     found['SASRec 2,048 items/chunk'] = 'sasrec', {'chunk_items': 2048}
     for n in (1, 32) if quick else (1, 2, 4, 16, 32):
