@@ -3,17 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: run test test-all lint format clean
+.PHONY: run test test-all fuzz lint format clean
 
 run: $(VENV)/installed
 	$(RUN) -m fame_jax.main --flagfile=experiments/quickstart.cfg
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist loadfile
 
-# The tests that take minutes too.
+# The long tests too; those on real data where FAME_JAX_DATA, or a folder next to the clone, has it.
+test-all: export FAME_JAX_DATA ?= $(abspath $(firstword $(wildcard ../*/data)))
 test-all: $(VENV)/installed
-	$(RUN) -m pytest -n 2 -m 'slow or not slow'
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'not fuzz'
+
+# Thousands of random inputs for readers, runs and serving, new ones each time.
+fuzz: $(VENV)/installed
+	$(RUN) -m pytest -n 2 --dist loadfile -m fuzz --hypothesis-profile=default
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
@@ -29,4 +34,4 @@ $(VENV)/installed: requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .jax_cache build *.egg-info

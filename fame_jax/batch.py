@@ -1,16 +1,16 @@
-"""The key of dimension letters, and the one record that is called a batch.
+"""The dimension letters, and the batches that models are trained on.
 
-    B  rows in a batch                   H  heads, one per facet
-    L  positions in a row                K  width of a head, D / H
-    D  width of the model                N  experts in a head
+    B  rows of a batch                   H  heads, one per facet
+    L  positions of a row                K  width of a head, D / H
+    D  width of the model                N  experts of a head
     V  items; id 0 is padding            M  facets known from metadata
-    U  users                             T  tokens, B * L laid end to end
+    U  users                             T  tokens: B * L in one axis
     E  width of a text vector            C  labels of a facet
-    Q, S  query and source positions where attention needs to tell two L apart
-    P, S  labels in a batch and items of each; S also the slots of an item's labels
+    Q, S  query and source positions, where attention has two axes of L
+    P, S  labels of a batch and items of each; S also the slots for an item's labels
 
-A name ends with its letters (`query_BLD`), and einsum strings use the same ones. Tables that are
-indexed by item id have V + 1 rows, row 0 for the padding; their names still end with V.
+A name ends with its letters (`query_BLD`), and einsum strings use the same letters. Tables indexed
+by item id have V + 1 rows, with row 0 for the padding; their names still end with V.
 """
 
 from typing import NamedTuple
@@ -19,14 +19,14 @@ import numpy as np
 
 
 class Batch(NamedTuple):
-    """Rows of histories, several users' histories end to end in one row.
+    """Rows of packed histories: several users' histories one after the other in a row.
 
-    Two histories, 7 8 9 and 4 5, packed in one row of six positions:
+    The histories 7 8 9 and 4 5, packed in one row of six positions:
 
         tokens     7 8 4 0 0 0        the last item of a history is only a target
         positions  0 1 0 0 0 0        from the start of the history
-        segments   1 1 2 0 0 0        which history of the row; 0 is padding
-        targets    8 9 5 0 0 0        the item that follows
+        segments   1 1 2 0 0 0        the number of the history in its row; 0 is padding
+        targets    8 9 5 0 0 0        the next item
         weights    1 1 1 0 0 0        0 where there is nothing to predict
 
     Fields are [B, L]; weights float32, the others int32. A history is contiguous in its row, so the
@@ -41,11 +41,12 @@ class Batch(NamedTuple):
 
 
 class PairedBatch(NamedTuple):
-    """A Batch and companions: prefixes that have the same target as one position of a history.
+    """A Batch, and for some positions a second prefix with the same target, the positive of DuoRec.
 
-    The companion rows lie beside the batch's own, as many and as long. `anchor_BL` is -1 but at a
-    companion's last column, where it is the position that the companion belongs to: row * L +
-    column, in the batch's own rows. A history has one companion at the most.
+    The fields with `pair_` are the rows of these prefixes, in the number and length of the batch's
+    own rows. `anchor_BL`, int32, links the two: at the last column of a prefix it is the position
+    that the prefix is the positive of, as row * L + column in the batch's own rows, elsewhere -1. A
+    history has at most one such position.
     """
 
     tokens_BL: np.ndarray
@@ -56,4 +57,4 @@ class PairedBatch(NamedTuple):
     pair_tokens_BL: np.ndarray
     pair_positions_BL: np.ndarray
     pair_segments_BL: np.ndarray
-    anchor_BL: np.ndarray  # int32
+    anchor_BL: np.ndarray

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""UserError: a mistake that the user can correct, in contrast to a fault of the program."""
 
 import contextlib
 import errno
@@ -6,20 +6,26 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line: what is wrong, where, and what to do.
+    """A mistake of the user's, in one line: what is wrong, where, and what to do.
 
-    `main` prints it without a traceback and exits with code 2. Anything else that is raised is a
-    fault of the program and keeps its traceback.
+    `main` prints the line without a traceback and exits with code 2. Every other exception is a
+    fault of the program and keeps its traceback. A message of over a thousand characters, which
+    repeats a damaged file, keeps its start (where) and its end (what to do).
     """
+
+    def __init__(self, message: str):
+        if len(message) > 1000:
+            message = f'{message[:600]} ... {message[-300:]}'
+        super().__init__(message)
 
 
 @contextlib.contextmanager
 def explain_os_errors(doing: str, advice: str = '') -> Iterator[None]:
-    """Turns the operating system's refusals inside the block into a UserError.
+    """Turns an OSError inside the block into a UserError.
 
     Args:
-      doing: what was tried and where, as in 'writing runs/toys/metrics.jsonl'.
-      advice: what to do, where the error itself does not say it.
+      doing: the action and the path, such as 'writing runs/toys/metrics.jsonl'.
+      advice: what to do about it, where the system's message does not say so.
 
     Raises:
       UserError: on any OSError (no such file, no permission, disk full, ...).
@@ -29,5 +35,5 @@ def explain_os_errors(doing: str, advice: str = '') -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             advice = 'free some space there and run the same command again'
-        what = error.strerror or str(error)
-        raise UserError(f'{doing}: {what}' + (f'; {advice}' if advice else '')) from error
+        reason = error.strerror or str(error)
+        raise UserError(f'{doing}: {reason}' + (f'; {advice}' if advice else '')) from error

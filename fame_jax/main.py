@@ -1,50 +1,76 @@
-"""The door: flags to Config, then each stage that --stages names, in order."""
+"""The command line: flags to settings, then each stage in order."""
 
 import contextlib
 import sys
 from collections.abc import Sequence
 
-from fame_jax import config as config_lib
+import fame_jax
+from fame_jax.config import Devices, flags
 from fame_jax.errors import UserError
+from fame_jax.screen import Screen
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the stages of one run and returns the exit code; argv leaves the program's name out."""
+    """Runs the stages of one run.
+
+    Args:
+      argv: arguments without the program's name.
+
+    Returns:
+      The exit code: 0; 2 for a user's mistake, which is one line on stderr; 130 after Ctrl-C;
+      128 + n after signal n.
+    """
     if any(argument in ('-h', '--help', '--helpfull') for argument in argv):
-        print(config_lib.help_text())
+        print(flags.help_text())
+        return 0
+    if '--version' in argv:
+        print(f'fame_jax {fame_jax.__version__}')
+        return 0
+    if not argv:
+        print(flags.usage())
         return 0
     try:
-        config = config_lib.parse(argv)
-        # jax and the stages are slow to import, so only now that the flags are known to be good.
-        from fame_jax import run as run_lib
-        from fame_jax import sharding, stages
-        from fame_jax.train import Interrupted
+        given = flags.parse(argv)
+        address, rank, number = Devices(distributed=given.get('distributed')).processes
     except UserError as error:
         return _refuse(error)
+    # Importing jax and the stages takes seconds, so that a wrong flag is reported before it.
+    screen = Screen('none' if rank else given.get('progress'))
+    if 'jax' not in sys.modules:
+        where = ' in '.join(filter(None, (', '.join(given.get('stages')), given.workdir)))
+        screen.say(f'fame_jax {fame_jax.__version__}: {where}')
+    with screen.waiting('starting JAX'):
+        from fame_jax import stages
+        from fame_jax.parallel import processes
+        from fame_jax.training.signals import Interrupted
+
     try:
-        if config.num_processes > 1:
-            sharding.connect(config.coordinator, config.num_processes, config.process)
-        with contextlib.closing(run_lib.open_run(config)) as run:
-            for stage in config.stages:
-                stages.STAGES[stage](run)
+        if number > 1:
+            with screen.waiting(f'waiting for the other {number - 1} processes'):
+                processes.connect(address, number, rank)
+        with contextlib.closing(stages.open_run(given, screen=screen)) as context:
+            for stage in context.config.run.stages:
+                with screen.waiting(stage):
+                    stages.STAGES[stage](context)
     except UserError as error:
         return _refuse(error)
     except KeyboardInterrupt:
-        print('stopped; the same command goes on from what is saved', file=sys.stderr)
+        print('stopped; the same command resumes from what is saved', file=sys.stderr)
         return 130
     except Interrupted as interrupted:
-        print(f'stopped by {interrupted}; the same command goes on from there', file=sys.stderr)
+        print(f'stopped by {interrupted}; the same command resumes from there', file=sys.stderr)
         return 128 + interrupted.number
     return 0
 
 
 def cli() -> None:
-    """The console script."""
+    """The console script fame_jax."""
     sys.exit(main(sys.argv[1:]))
 
 
 def _refuse(error: UserError) -> int:
-    print(f'error: {error}', file=sys.stderr)
+    # Half a character of an argument cannot be printed on every terminal.
+    print(f'error: {error}'.encode(errors='backslashreplace').decode(), file=sys.stderr)
     return 2
 
 

@@ -1,36 +1,145 @@
-"""What a person sees while a run goes on, and at its end."""
+"""The terminal: a progress bar, lines, tables."""
 
+import contextlib
+import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from fame_jax.letters import plain
+# A screen without a bar has a line at least so often, in seconds, while something goes on.
+QUIET = 8.0
+
+
+@dataclasses.dataclass(eq=False)
+class Wait:
+    """What goes on, and how much of it is done where that is counted."""
+
+    doing: str
+    total: int = 0
+    done: int = 0
+    has_bar: bool = False
+    began: float = dataclasses.field(default_factory=time.monotonic)
+
+    def __str__(self) -> str:
+        """The name, with the count where there is one."""
+        return f'{self.doing}: {self.done:,} of {self.total:,}' if self.total else self.doing
 
 
 class Screen:
-    """A progress bar on a terminal, one line an epoch elsewhere; everything goes to stderr."""
+    """Prints progress to stderr: a bar with lines above it, or lines alone."""
 
     def __init__(self, mode: str, file: TextIO | None = None):
-        """mode: 'bar', 'lines', 'none', or 'auto': a bar if the file is a terminal."""
+        """Prints nothing yet.
+
+        Args:
+          mode: 'bar', 'lines', 'none', or 'auto': a bar on a terminal or in a notebook, else lines.
+          file: where it prints; None: stderr.
+        """
         self.file = file or sys.stderr
-        terminal = self.file.isatty()
-        self.mode = {'auto': 'bar' if terminal else 'lines'}.get(mode, mode)
-        self._bar: tqdm | None = None
+        shows_bar = self.file.isatty() or 'ipykernel' in sys.modules
+        self.mode = {'auto': 'bar' if shows_bar else 'lines'}.get(mode, mode)
+        self._bar: tqdm | None = None  # of an epoch
+        self._clock: tqdm | None = None  # the line of something that is not counted
+        self._epoch: Wait | None = None
+        self._waits: list[Wait] = []  # the innermost is last
+        self._said = time.monotonic()
+        self._lock = threading.RLock()
 
     def say(self, line: str) -> None:
-        """One line, above the bar if there is one."""
+        """Prints a line, above the bar if there is one."""
         if self.mode != 'none':
             tqdm.write(line, file=self.file)
+            self._said = time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self, doing: str, total: int = 0, *, has_bar: bool = False) -> Iterator[Wait]:
+        """Says what goes on inside the block, so that the screen is never silent for long.
+
+        A terminal shows it at once, with the time that it has taken. Elsewhere a line appears after
+        each QUIET seconds without another one.
+
+        Args:
+          doing: what goes on, such as 'prepare: reading log.csv'.
+          total: what there is to count; 0: nothing.
+          has_bar: whether a bar of its own shows it on a terminal.
+
+        Yields:
+          The record of it, whose `done` may be counted up.
+        """
+        wait = Wait(doing, total, has_bar=has_bar)
+        with self._beats():
+            self._change(self._waits.append, wait)
+            try:
+                yield wait
+            finally:
+                self._change(self._waits.remove, wait)
+
+    @contextlib.contextmanager
+    def _beats(self) -> Iterator[None]:
+        """A thread that keeps the screen alive; the outermost block starts and ends it."""
+        if self._waits or self.mode == 'none':
+            yield
+            return
+        stop = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(stop,), name='screen', daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _beat(self, stop: threading.Event) -> None:
+        while not stop.wait(min(0.5, QUIET / 8)):
+            with self._lock:
+                if self._clock is not None:
+                    self._clock.refresh()
+                elif self.mode == 'lines' and self._waits and self._quiet() >= QUIET:
+                    wait = self._waits[-1]
+                    self.say(f'{wait}, {duration(time.monotonic() - wait.began)} so far')
+
+    def _quiet(self) -> float:
+        return time.monotonic() - self._said
+
+    def _change(self, change: Callable[[Wait], None], wait: Wait) -> None:
+        """Changes the list of waits, and the line that shows the innermost."""
+        with self._lock:
+            change(wait)
+            if self.mode != 'bar':
+                return
+            top = self._waits[-1] if self._waits else None
+            if self._bar is not None and top is not None and top is not self._epoch:
+                self._bar.set_postfix_str(top.doing)
+            if self._clock is not None:
+                self._clock.close()
+                self._clock = None
+            if self._bar is None and top is not None and not top.has_bar:
+                self._clock = tqdm(
+                    desc=str(top), file=self.file, leave=False, bar_format='{desc} [{elapsed}]'
+                )
 
     def begin(self, stage: str, epoch: int, epochs: int, steps: int, done: int) -> None:
-        """An epoch begins; epochs count from 0."""
+        """Begins the bar of an epoch.
+
+        Args:
+          stage: the bar's name.
+          epoch: from 0.
+          epochs: the greatest number of epochs.
+          steps: of the epoch.
+          done: steps of the epoch that are done already.
+        """
+        name = f'{stage} {epoch + 1}/{epochs}'
+        self._epoch = Wait(f'{name}, steps', steps, done, has_bar=True)
+        self._change(self._waits.append, self._epoch)
         if self.mode == 'bar':
             self._bar = tqdm(
                 total=steps,
                 initial=done,
-                desc=f'{stage} {epoch + 1}/{epochs}',
+                desc=name,
                 file=self.file,
                 unit='step',
                 leave=False,
@@ -40,26 +149,35 @@ class Screen:
             )
 
     def steps(self, count: int, **values: Any) -> None:
-        """So many steps are done; the values stand behind the bar."""
+        """Moves the bar by `count` steps and shows the values after it."""
+        if self._epoch is not None:
+            self._epoch.done += count
         if self._bar is not None:
             self._bar.set_postfix(values, refresh=False)
             self._bar.update(count)
 
     def count(self, name: str, values: Iterable[Any], total: int) -> Iterator[Any]:
-        """Passes values on, with a bar for them on a terminal."""
+        """Yields the values, and counts them with a bar."""
         off = self.mode != 'bar'
-        yield from tqdm(values, desc=name, total=total, file=self.file, leave=False, disable=off)
+        bar = {'desc': name, 'total': total, 'file': self.file, 'leave': False, 'disable': off}
+        with self.waiting(name, total, has_bar=True) as wait:
+            for value in tqdm(values, **bar):
+                yield value
+                wait.done += 1
 
     def end(self, line: str) -> None:
-        """An epoch is done; its line stays."""
+        """Removes the bar and prints a line in its place."""
         self.close()
         self.say(line)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        if self._epoch is not None:
+            epoch, self._epoch = self._epoch, None
+            self._change(self._waits.remove, epoch)
 
 
 def duration(seconds: float) -> str:
@@ -72,8 +190,16 @@ def duration(seconds: float) -> str:
     return f'{minutes // 60} h {minutes % 60:02d} min'
 
 
+def size(count: int) -> str:
+    """Bytes as 812 B, 4.2 kB, 3.1 MB or 1.2 GB."""
+    for unit, least in (('GB', 10**9), ('MB', 10**6), ('kB', 10**3)):
+        if count >= least:
+            return f'{count / least:.1f} {unit}'
+    return f'{count} B'
+
+
 def table(results: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Sequence[str]) -> str:
-    """The figures of results, name -> protocol -> column -> value, as lines for a terminal."""
+    """A text table of results, name -> protocol -> column -> value, a block for each protocol."""
     parts = []
     for protocol in dict.fromkeys(p for of_model in results.values() for p in of_model):
         rows = [
@@ -86,7 +212,7 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Seq
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
-    """Cells in columns under a head and a rule; the columns in `right` are set to the right."""
+    """Cells in columns below a head and a rule; columns in `right` are right-aligned."""
     right = set(right)
     widths = [max(map(len, column)) for column in zip(head, *rows)]
     lines = []
@@ -99,68 +225,7 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
 
 
-def explanation(found: Mapping[str, Any]) -> str:
-    """What `explain.explain` found, as lines for a terminal."""
-    parts = [_recommended(found)]
-    if found['unknown'] or found['too_old']:
-        parts.append(
-            f'Of the history {len(found["unknown"])} items are not in the catalogue, and '
-            f'{found["too_old"]} lie before what the model sees.'
-        )
-    if found['target']:
-        rank = found['target']['rank']
-        place = f'rank {rank:,}' if rank else 'which may not be recommended'
-        parts.append(f'Next came {title(found["target"], 60)}: {place}.')
-    if 'heads' in found:
-        parts += [_heads(found), _history(found)]
-        parts.append(
-            f'The gated heads add up to each score, to {found["identity"]:.1g} at the most.'
-        )
-    return '\n\n'.join(parts)
-
-
-def title(entry: Mapping[str, Any], most: int = 34) -> str:
-    """An item as a person knows it, by its title or else its id, in one line."""
-    return plain(entry['title'] or entry['item'], most)
-
-
-def _recommended(found: Mapping[str, Any]) -> str:
-    """The list, and what each item owes to the history."""
-    rows = []
-    for place, entry in enumerate(found['recommended'], 1):
-        rows.append([str(place), title(entry, 44), f'{entry["score"]:.2f}', ''])
-        if entry.get('without'):
-            least, item = min(zip(entry['without'], range(len(entry['without']))))
-            rows[-1][3] = f'{title(found["history"][item])} ({least:+.2f})'
-    if found['fallback']:
-        return grid(['', 'most popular', 'actions'], [row[:3] for row in rows], right=(0, 2))
-    head = ['', 'recommended', 'score', 'falls most without']
-    return grid(head, rows, right=(0, 2))
-
-
-def _heads(found: Mapping[str, Any]) -> str:
-    """Each head's own list, beside the one of equal gates."""
-    heads = [f'head {h}: gate {head["share"]:.0%}' for h, head in enumerate(found['heads'], 1)]
-    lists = [*(head['top'] for head in found['heads']), found['equal_gates']]
-    rows = [
-        [str(place), *map(title, entries)]
-        for place, entries in enumerate(zip(*lists), 1)  # all of one length: the same may be had
-    ]
-    return grid(['', *heads, 'equal gates'], rows, right=(0,))
-
-
-def _history(found: Mapping[str, Any]) -> str:
-    """What each item of the history was given: attention, and its router's weights in each head."""
-    heads = range(1, 1 + len(found['heads']))
-    rows = [
-        [
-            title(item),
-            f'{found["carried"][j]:.0%}',
-            *(
-                ' '.join(f'{weight:.2f}' for weight in head['positions'][j])
-                for head in found['heads']
-            ),
-        ]
-        for j, item in enumerate(found['history'])
-    ]
-    return grid(['history', 'attended', *(f'experts of head {h}' for h in heads)], rows, right=(1,))
+def one_line(name: str, max_length: int) -> str:
+    """A one-line copy of a name: non-printables removed, blanks collapsed, cut with an ellipsis."""
+    line = ' '.join(''.join(c if c.isprintable() else ' ' for c in str(name)).split())
+    return line if len(line) <= max_length else line[: max_length - 1].rstrip() + '…'

@@ -1,22 +1,20 @@
 """Times a training epoch of FAME in plain PyTorch, in the literature's way, on a sequence file.
 
 The equations are those of fame_jax/models/fame.py at the project's defaults (`--parity` shows it).
-The practice is that of RecBole, DuoRec and their like: every prefix of every history is a row of
-its own, padded at its left to one length and read out at its last position, with cross-entropy
-over the whole catalogue. Two forms: `all_positions` runs the facet block on every position of a
-row, as a block of the backbone would; `last_only` asks it for the one that is read. See README.md.
+The practice is that of RecBole and DuoRec: every prefix of every history is a row of its own,
+padded at its left to one length and read at its last position, with cross-entropy over the whole
+catalogue. Two forms: `all_positions` runs the facet block on every position of a row, as a block of
+the backbone would; `last_only` runs it for the last position only. See README.md.
 """
 
 import argparse
-import datetime
 import json
-import os
 import pathlib
-import platform
 import sys
 import time
 
 import numpy as np
+import record
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -26,7 +24,7 @@ MASKED = -1e9
 TOLERANCE = 1e-4  # of --parity
 EPSILON = 1e-6  # of Flax's LayerNorm
 
-# Fields of `Fame`, by the names they have in the project's Config.
+# Fields of `Fame`, with the names of the project's options.
 SETTINGS = {
     'width': 64,
     'num_blocks': 2,
@@ -54,8 +52,8 @@ class Attention(nn.Module):
 
     def forward(self, x, mask, last):
         """[B, L, D] -> [B, L, H, N, K], or [B, 1, H, N, K] if `last`."""
-        asked = x[:, -1:] if last else x
-        query = self.query(asked) * self.head_width**-0.5
+        query_input = x[:, -1:] if last else x
+        query = self.query(query_input) * self.head_width**-0.5
         query = query.unflatten(-1, (self.heads, self.experts, -1)).permute(0, 2, 3, 1, 4)
         key = self.key(x).unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1)
         value = self.value(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -66,10 +64,10 @@ class Attention(nn.Module):
         return mixed.permute(0, 3, 1, 2, 4)
 
     def bias(self, mask, last):
-        """What is added to the logits: [B, H, 1, Q, S]."""
+        """The mask and the bias by distance, to be added to the logits: [B, H, 1, Q, S]."""
         at = torch.arange(mask.shape[-1])
-        asked = at[-1:] if last else at
-        table = self.distance[:, (asked[:, None] - at).clamp(min=0)]
+        query_at = at[-1:] if last else at
+        table = self.distance[:, (query_at[:, None] - at).clamp(min=0)]
         return (mask[:, -1:] if last else mask)[:, None, None] + table[:, None]
 
 
@@ -113,8 +111,8 @@ class FacetBlock(nn.Module):
         mixed = self.attention(x, mask, last)
         logit = torch.einsum('blhe,hen->blhn', mixed.flatten(3), self.router)  # (16)
         f = (logit.softmax(dim=-1)[..., None] * mixed).sum(dim=3)  # (17)
-        asked = x[:, -1:] if last else x
-        f = self.attention_norm(asked + self.dropout(f.flatten(2)))
+        query_input = x[:, -1:] if last else x
+        f = self.attention_norm(query_input + self.dropout(f.flatten(2)))
         f = f.unflatten(-1, (self.heads, -1))
         f = self.feed_forward_norm(f + self.dropout(self.down(self.up(f).relu())))  # (7)
         gate = self.gate(f.flatten(2)).softmax(dim=-1) * self.heads  # (10)
@@ -180,7 +178,7 @@ def read_sequences(path):
 def prefix_rows(sequences, max_len):
     """Rows [P, max_len], padded at the left, and targets [P]: all but each user's last two items.
 
-    Also returns the number of items in the file, held out or not.
+    Also returns the number of items in the whole file.
     """
     ids = {}
     sequences = [[ids.setdefault(item, len(ids) + 1) for item in items] for items in sequences]
@@ -201,13 +199,12 @@ class Training:
         self.rows, self.targets, self.batch = rows, targets, args.batch
         model = Fame(num_items, args.max_len, last_only=form == 'last_only', **settings(args))
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        option = {args.adam: True} if args.adam != 'loop' else {'foreach': False}
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, **option)
-        self.model = torch.compile(model) if args.compile else model
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
+        self.model = model
         self.batches, self.seconds, self.losses = self.shuffled(), [], []
 
     def shuffled(self):
-        """Epochs without end; of whole batches, as a compiled step wants them."""
+        """Epochs without end, of whole batches."""
         while True:
             order = torch.randperm(len(self.rows))
             for begin in range(0, len(order) - self.batch + 1, self.batch):
@@ -232,24 +229,13 @@ class Training:
 
     def result(self):
         """Batches timed so far, and an epoch at their median."""
-        p10, p50, p90 = (float(value) for value in np.percentile(self.seconds, [10, 50, 90]))
         batches = -(-len(self.rows) // self.batch)
-        return {
-            'epoch_seconds': p50 * batches,
-            'batch_seconds_median': p50,
-            'batch_seconds_p10': p10,
-            'batch_seconds_p90': p90,
-            'batch_seconds_mean': float(np.mean(self.seconds)),
-            'batches_timed': len(self.seconds),
-            'batches_per_epoch': batches,
-            'loss_terms_per_epoch': len(self.rows),
-            'parameters': self.parameters,
-            'last_loss_mean': float(np.mean(self.losses)),
-        }
+        figures = record.summarize(self.seconds, batches, float(np.mean(self.losses)))
+        return figures | {'loss_terms_per_epoch': len(self.rows), 'parameters': self.parameters}
 
 
 def settings(args):
-    """What makes the model, from the flags of the same names."""
+    """The fields of the model, from the flags of the same names."""
     return {name: getattr(args, name) for name in SETTINGS}
 
 
@@ -257,69 +243,33 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data_dir', type=pathlib.Path, help='holds DATASET.txt')
     parser.add_argument('--dataset', default='Toys_and_Games')
-    parser.add_argument('--forms', default=','.join(FORMS), help='with a comma, taking turns')
-    parser.add_argument(
-        '--batches', type=int, default=40, help='timed, of each form; at most those of an epoch'
-    )
     parser.add_argument('--warmup', type=int, default=5, help='untimed batches before the clock')
     parser.add_argument('--batch', type=int, default=256, help='prefixes')
     parser.add_argument('--max_len', type=int, default=50)
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--seed', type=int, default=2020)
-    parser.add_argument('--adam', choices=('foreach', 'fused', 'loop'), default='foreach')
     parser.add_argument(
-        '--compile', action='store_true', help='torch.compile; needs a C++ compiler'
+        '--turns', action='store_true', help='time as many batches as each line of stdin says'
     )
-    parser.add_argument('--json', type=pathlib.Path, help='where to write the figures')
-    parser.add_argument(
-        '--turns', action='store_true', help='stay, and time as many batches as each line read says'
-    )
-    parser.add_argument('--parity', type=pathlib.Path, help='an .npz to be equal to; see `parity`')
+    parser.add_argument('--parity', type=pathlib.Path, help='an .npz to compare with; see `parity`')
     for name, value in SETTINGS.items():
         parser.add_argument(f'--{name}', type=type(value), default=value)
     args = parser.parse_args()
-    args.forms = args.forms.split(',')
-    if not set(args.forms) <= set(FORMS):
-        parser.error(f'--forms may name {", ".join(FORMS)}')
-    if args.warmup < 0 or min(args.threads, args.batches) < 1:
-        parser.error('--threads and --batches must be at least 1, --warmup at least 0')
-    if not (args.data_dir or args.parity):
-        parser.error('--data_dir is wanted')
+    if args.warmup < 0 or args.threads < 1:
+        parser.error('--threads must be at least 1, --warmup at least 0')
+    if bool(args.parity) == args.turns or (args.turns and not args.data_dir):
+        parser.error('give either --turns and --data_dir, or --parity')
     return args
 
 
-def describe_run(args):
-    return {
-        'model': 'FAME',
-        'settings': settings(args),
-        'dataset': args.dataset,
-        'batch': args.batch,
-        'max_len': args.max_len,
-        'warmup_batches': args.warmup,
-        'adam': args.adam,
-        'compiled': args.compile,
-        'anomaly_detection': torch.is_anomaly_enabled(),
-        'threads': torch.get_num_threads(),
-        'cpus': os.cpu_count(),
-        'cpu_capability': torch.backends.cpu.get_cpu_capability(),
-        'load_average_before': round(os.getloadavg()[0], 2),
-        'versions': {
-            'python': platform.python_version(),
-            'torch': torch.__version__,
-            'numpy': np.__version__,
-        },
-        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    }
-
-
 def prepare(args):
-    """What is known before the clock starts, and each form, warmed up."""
-    figures = describe_run(args)
+    """The settings and counts of the run, and each form after its warm-up batches."""
+    figures = record.describe_run(args, 'FAME', settings(args))
     sequences = read_sequences(args.data_dir / f'{args.dataset}.txt')
     rows, targets, num_items = prefix_rows(sequences, args.max_len)
     if len(rows) < args.batch:
         raise SystemExit(f'{len(rows)} prefixes are less than a --batch of {args.batch}')
-    trainings = {form: Training(rows, targets, num_items, form, args) for form in args.forms}
+    trainings = {form: Training(rows, targets, num_items, form, args) for form in FORMS}
     for training in trainings.values():
         for _ in range(args.warmup):
             training.step()
@@ -334,25 +284,11 @@ def take_turns(trainings, count, at_a_time=5):
     return {form: training.result() for form, training in trainings.items()}
 
 
-def answer(figures, trainings):
-    """Tells what is known, then after each line on stdin what was timed up to then, as JSON."""
+def serve_turns(figures, trainings):
+    """Prints the settings as JSON, then after each line of stdin the figures so far."""
     print(json.dumps(figures), flush=True)
     for line in sys.stdin:
         print(json.dumps(take_turns(trainings, int(line))), flush=True)
-
-
-def summarize(figures):
-    """A line for each form."""
-    return '\n'.join(
-        f'FAME {form}, {figures["dataset"]}, torch {figures["versions"]["torch"]}, '
-        f'{figures["threads"]} threads{", compiled" if figures["compiled"] else ""}: '
-        f'{of["epoch_seconds"]:.1f} s an epoch at the median, '
-        f'batch of {figures["batch"]} {of["batch_seconds_median"] * 1e3:.0f} ms '
-        f'(P10 {of["batch_seconds_p10"] * 1e3:.0f}, P90 {of["batch_seconds_p90"] * 1e3:.0f}; '
-        f'{of["batches_timed"]} timed, {of["batches_per_epoch"]} an epoch), '
-        f'{figures["targets_per_epoch"]:,} targets; {figures["date"]}'
-        for form, of in figures['forms'].items()
-    )
 
 
 def rows_of_heads(w):
@@ -416,15 +352,15 @@ def parity(path):
     score [B, V] of items 1 to V; loss, the mean cross-entropy; and by their paths, joined with
     slashes, parameters as parameter/PATH and their gradients as gradient/PATH. No dropout.
     """
-    held = dict(np.load(path))
+    given = dict(np.load(path))
     state, gradient = (
-        torch_layout({p.removeprefix(kind): x for p, x in held.items() if p.startswith(kind)})
+        torch_layout({p.removeprefix(kind): x for p, x in given.items() if p.startswith(kind)})
         for kind in ('parameter/', 'gradient/')
     )
-    num_heads, _, num_experts = held['parameter/facet_block/router'].shape
+    num_heads, _, num_experts = given['parameter/facet_block/router'].shape
     blocks = {name.split('.')[1] for name in state if name.startswith('blocks.')}
-    tokens, targets = torch.from_numpy(held['tokens']), torch.from_numpy(held['targets'])
-    found = {}
+    tokens, targets = torch.from_numpy(given['tokens']), torch.from_numpy(given['targets'])
+    differences = {}
     for form in FORMS:
         model = Fame(
             num_items=len(state['items.weight']) - 1,
@@ -434,7 +370,7 @@ def parity(path):
             num_heads=num_heads,
             num_experts=num_experts,
             dropout=0.0,
-            temperature=float(held['temperature']),
+            temperature=float(given['temperature']),
             last_only=form == 'last_only',
         )
         model.load_state_dict(state)
@@ -442,13 +378,13 @@ def parity(path):
         loss = F.cross_entropy(score, targets - 1)
         loss.backward()
         query = model.query(tokens).detach().numpy()
-        found[form] = {
-            'query': float(np.abs(query - held['query']).max()),
-            'score': float(np.abs(score.detach().numpy() - held['score']).max()),
-            'loss': abs(loss.item() - float(held['loss'])),
+        differences[form] = {
+            'query': float(np.abs(query - given['query']).max()),
+            'score': float(np.abs(score.detach().numpy() - given['score']).max()),
+            'loss': abs(loss.item() - float(given['loss'])),
             'gradient': gradient_difference(model, gradient),
         }
-    return found
+    return differences
 
 
 def gradient_difference(model, gradient):
@@ -469,19 +405,10 @@ def main():
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     if args.parity:
-        found = parity(args.parity)
-        print(json.dumps(found, indent=2))
-        raise SystemExit(max(max(of.values()) for of in found.values()) > TOLERANCE)
-    figures, trainings = prepare(args)
-    if args.turns:
-        answer(figures, trainings)
-        return
-    epoch = -(-figures['targets_per_epoch'] // args.batch)
-    figures['forms'] = take_turns(trainings, min(args.batches, epoch))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(figures, indent=2) + '\n')
-    print(summarize(figures))
+        differences = parity(args.parity)
+        print(json.dumps(differences, indent=2))
+        raise SystemExit(max(max(of.values()) for of in differences.values()) > TOLERANCE)
+    serve_turns(*prepare(args))
 
 
 if __name__ == '__main__':

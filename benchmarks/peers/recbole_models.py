@@ -1,18 +1,15 @@
 """Times a training epoch of a sequential model of RecBole's (CE loss) on one of our sequence files.
 
 The training loop is RecBole's own `Trainer._train_epoch`, unchanged; only the loader handed to it
-is wrapped, to stamp the time of every batch. Needs its own environment: see README.md here.
+is wrapped, to record the time of every batch. Needs its own environment: see README.md here.
 """
 
 import argparse
 import collections
 import contextlib
-import datetime
 import json
 import logging
-import os
 import pathlib
-import platform
 import sys
 import tempfile
 import time
@@ -21,6 +18,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import recbole
+import record
 import scipy
 import torch
 from recbole.config import Config
@@ -29,7 +27,7 @@ from recbole.model.sequential_recommender import CORE, BERT4Rec, GRU4Rec, SASRec
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
-# RecBole looks for settings of its own under a dataset's name; this one is not among them.
+# RecBole has settings of its own for the names of known data sets; it has none for this one.
 DATASET = 'sequences'
 
 TRANSFORMER = {'inner_size': 256, 'n_layers': 2, 'n_heads': 2}
@@ -84,14 +82,12 @@ def parse_arguments():
     parser.add_argument('--batches', type=int, default=40, help='timed, at most those of an epoch')
     parser.add_argument('--warmup', type=int, default=5, help='untimed batches before the clock')
     parser.add_argument('--batch', type=int, default=256)
-    parser.add_argument('--eval_batch', type=int, default=4096, help="RecBole's default")
     parser.add_argument('--max_len', type=int, default=50)
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--seed', type=int, default=2020)
     parser.add_argument(
-        '--as_it_comes', action='store_true', help='with the anomaly detection RecBole leaves on'
+        '--anomaly_detection', action='store_true', help='leave it on, as RecBole does by accident'
     )
-    parser.add_argument('--evaluate', action='store_true', help='time the test ranking too')
     parser.add_argument('--json', type=pathlib.Path, help='where to write the figures')
     args = parser.parse_args()
     if args.warmup < 0 or min(args.threads, args.batches) < 1:
@@ -133,7 +129,7 @@ def recbole_settings(args, folder):
         'learner': 'adam',
         'learning_rate': 1e-3,
         'train_batch_size': args.batch,
-        'eval_batch_size': args.eval_batch,
+        'eval_batch_size': 4096,
         'eval_args': {
             'split': {'LS': 'valid_and_test'},
             'order': 'TO',
@@ -151,7 +147,7 @@ def recbole_settings(args, folder):
 
 
 def recbole_config(model, settings):
-    """RecBole's Config reads sys.argv for settings of its own; keep our flags out of its sight."""
+    """RecBole's Config, which would read settings from sys.argv, without our flags there."""
     argv, sys.argv = sys.argv, sys.argv[:1]
     try:
         return Config(model=model, dataset=DATASET, config_dict=settings)
@@ -193,10 +189,10 @@ def check_targets(dataset, sequences, max_len):
 
 
 class TimedBatches:
-    """Hands on a loader's batches, the first `limit` of them, and stamps the time around each.
+    """The first `limit` batches of a loader, with the time before and after each.
 
-    A batch's time runs from the end of the step before it to the end of its own, so it holds the
-    gathering (and masking) of its rows, as an epoch's time does.
+    A batch's time runs from the end of the step before it to the end of its own, so that it
+    includes the gathering (and masking) of its rows, as an epoch's time does.
     """
 
     def __init__(self, loader, limit):
@@ -239,108 +235,39 @@ def time_training(trainer, loader, args):
     batches = TimedBatches(loader, args.batches)
     loss = trainer._train_epoch(batches, 0)
     seconds = batches.seconds()
-    p10, p50, p90 = (float(value) for value in np.percentile(seconds, [10, 50, 90]))
-    return {
-        'epoch_seconds': p50 * len(loader),
-        'batch_seconds_median': p50,
-        'batch_seconds_p10': p10,
-        'batch_seconds_p90': p90,
-        'batch_seconds_mean': float(seconds.mean()),
-        'batches_timed': len(seconds),
-        'batches_per_epoch': len(loader),
-        'loss_terms_per_epoch': round(batches.scored / batches.rows * loader.sample_size),
-        'last_loss_mean': loss / len(seconds),
-    }
-
-
-def time_evaluation(trainer, train_data, test_data):
-    """The full ranking of every test user, scoring and metrics, as RecBole's fit would run it."""
-    trainer.eval_collector.data_collect(train_data)
-    start = time.perf_counter()
-    metrics = trainer.evaluate(test_data, load_best_model=False)
-    return {
-        'evaluation_seconds': time.perf_counter() - start,
-        'evaluation_users': len(test_data.dataset),
-        'evaluation_metrics': {name: float(value) for name, value in metrics.items()},
-    }
-
-
-def describe_run(args):
-    return {
-        'model': args.model,
-        'settings': MODELS[args.model][1],
-        'dataset': args.dataset,
-        'batch': args.batch,
-        'max_len': args.max_len,
-        'warmup_batches': args.warmup,
-        'anomaly_detection': torch.is_anomaly_enabled(),
-        'threads': torch.get_num_threads(),
-        'cpus': os.cpu_count(),
-        'cpu_capability': torch.backends.cpu.get_cpu_capability(),
-        'load_average_before': round(os.getloadavg()[0], 2),
-        'versions': {
-            'python': platform.python_version(),
-            'recbole': recbole.__version__,
-            'torch': torch.__version__,
-            'numpy': np.__version__,
-            'pandas': pd.__version__,
-            'scipy': scipy.__version__,
-        },
-        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    }
+    terms = round(batches.scored / batches.rows * loader.sample_size)
+    figures = record.summarize(seconds, len(loader), loss / len(seconds))
+    return figures | {'loss_terms_per_epoch': terms}
 
 
 def measure(args, folder):
-    figures = describe_run(args)
+    settings = MODELS[args.model][1]
+    figures = record.describe_run(args, args.model, settings, recbole, pd, scipy)
     sequences = read_sequences(args.data_dir / f'{args.dataset}.txt')
     write_inter(sequences, folder)
     config = recbole_config(args.model, recbole_settings(args, folder))
     init_seed(config['seed'], config['reproducibility'])
-    train_data, _, test_data = data_preparation(config, create_dataset(config))
+    train_data, _, _ = data_preparation(config, create_dataset(config))
     figures['targets_per_epoch'] = check_targets(train_data.dataset, sequences, args.max_len)
     model = MODELS[args.model][0](config, train_data.dataset).to(config['device'])
     trainer = Trainer(config, model)
     figures['parameters'] = sum(parameter.numel() for parameter in model.parameters())
     figures['items'] = train_data.dataset.item_num - 1
-    figures |= time_training(trainer, train_data, args)
-    if args.evaluate:
-        figures |= time_evaluation(trainer, train_data, test_data)
-    return figures
-
-
-def summarize(figures):
-    line = (
-        f'RecBole {figures["versions"]["recbole"]} {figures["model"]} CE, {figures["dataset"]}, '
-        f'torch {figures["versions"]["torch"]}, {figures["threads"]} threads, '
-        f'anomaly detection {"on" if figures["anomaly_detection"] else "off"}: '
-        f'{figures["epoch_seconds"]:.1f} s an epoch at the median, '
-        f'batch of {figures["batch"]} {figures["batch_seconds_median"] * 1e3:.0f} ms '
-        f'(P10 {figures["batch_seconds_p10"] * 1e3:.0f}, '
-        f'P90 {figures["batch_seconds_p90"] * 1e3:.0f}; '
-        f'{figures["batches_timed"]} timed, {figures["batches_per_epoch"]} an epoch), '
-        f'{figures["targets_per_epoch"]:,} targets checked, '
-        f'about {figures["loss_terms_per_epoch"]:,} terms in the losses'
-    )
-    if 'evaluation_seconds' in figures:
-        line += (
-            f'; full ranking of {figures["evaluation_users"]:,} test users '
-            f'{figures["evaluation_seconds"]:.1f} s'
-        )
-    return f'{line}; {figures["date"]}'
+    return figures | time_training(trainer, train_data, args)
 
 
 def turn_off_anomaly_detection():
-    """Ends a check that RecBole turns on unasked: every gradient searched for NaN.
+    """Turns off a check of every gradient for NaN that RecBole turns on by accident.
 
     Importing any sequential model of RecBole 1.2.1 imports all of them, and its sine.py calls
-    torch.autograd.set_detect_anomaly(True) at import. So its users pay for it with any of them;
-    --as_it_comes times what they get.
+    torch.autograd.set_detect_anomaly(True) at import, which slows all of them down;
+    --anomaly_detection leaves it on.
     """
     torch.autograd.set_detect_anomaly(False)
 
 
 def hush_recbole():
-    """Silences what is known and harmless here, so that one line is printed.
+    """Silences warnings that are known and harmless here.
 
     RecBole builds a torch.cuda.amp.GradScaler (disabled, deprecated) on every pass, fills missing
     values in a way pandas 3 ends (our file has none), and warns of our flags in sys.argv.
@@ -355,7 +282,7 @@ def main():
     out = args.json and args.json.resolve()
     torch.set_num_threads(args.threads)
     hush_recbole()
-    if not args.as_it_comes:
+    if not args.anomaly_detection:
         turn_off_anomaly_detection()
     # RecBole writes checkpoints and TensorBoard logs under the working directory.
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -363,7 +290,7 @@ def main():
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(figures, indent=2) + '\n')
-    print(summarize(figures))
+    print(json.dumps(figures, indent=2))
 
 
 if __name__ == '__main__':

@@ -1,76 +1,74 @@
-"""From a data set's name or a user's log to Sequences: read, filter, order, number."""
+"""A known data set or a file to a Dataset: read, then build."""
 
-import difflib
+import glob
 import os
-import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-
-from fame_jax.data import download, synthetic
-from fame_jax.data.sequences import SHORTEST, Sequences, seal
+from fame_jax.data import download
+from fame_jax.data.build import build_dataset
+from fame_jax.data.dataset import K_CORE, MIN_RATING, Dataset
+from fame_jax.data.sources import suggest
+from fame_jax.data.synthetic import OPTIONS, generate
 from fame_jax.errors import UserError, explain_os_errors
+
+ROLES = ('user', 'item', 'time', 'rating')
 
 
 def prepare(
     dataset: str,
     *,
     data_dir: str = '',
-    user_column: str = '',
-    item_column: str = '',
-    time_column: str = '',
-    rating_column: str = '',
-    min_rating: float = 0.0,
-    k_core: int = 5,
-    synthetic_users: int = 4000,
-    synthetic_items: int = 1000,
-    synthetic_facets: int = 2,
-    synthetic_values: int = 8,
-    seed: int = 0,
-) -> Sequences:
-    """Makes the one form of any data set.
+    columns: Mapping[str, str] | None = None,
+    min_rating: float = MIN_RATING,
+    k_core: int = K_CORE,
+    max_user_actions: int = 0,
+    duplicates: Literal['keep', 'drop'] = 'keep',
+    synthetic: Mapping[str, int] | None = None,
+) -> Dataset:
+    """Makes a Dataset of a known data set, of a file, or of generated data.
 
     Args:
       dataset: a known name, 'synthetic', or the path of a sequence file or log.
-      data_dir: where known data sets lie; empty: $FAME_JAX_DATA, then the cache folder.
-      user_column, item_column, time_column, rating_column: columns of a log; empty: guess.
-      min_rating: actions rated lower are dropped; 0 keeps all.
-      k_core: users and items keep at least so many actions, to a fixed point; 0 or 1 is off.
-      synthetic_users, synthetic_items, synthetic_facets, synthetic_values, seed: the synthetic
-        world, which is born clean: no filter is applied to it.
+      data_dir: the folder of known data sets; empty: $FAME_JAX_DATA, then the cache folder.
+      columns: names of a log's columns by 'user', 'item', 'time' and 'rating'. A column that is
+        missing here, or '', is recognised by its name.
+      min_rating: actions with a lower rating are removed; 0 keeps all.
+      k_core: users and items with fewer actions are removed until none is left; 0 or 1 keeps all.
+      max_user_actions: earlier actions of a user with more of them are removed; 0 keeps all.
+      duplicates: 'drop' removes actions whose user, item and time are those of another.
+      synthetic: arguments of `synthetic.generate`, see OPTIONS there. Generated data is not
+        filtered.
 
     Raises:
-      UserError: on an unknown name, a faulty file, or where nothing is left.
+      UserError: on an unknown name, a faulty file, or where the filters leave nothing.
     """
+    columns, synthetic = dict(columns or {}), dict(synthetic or {})
+    _check_names('--columns', columns, ROLES)
+    _check_names('--synthetic', synthetic, OPTIONS)
     if dataset == 'synthetic':
-        return synthetic.generate(
-            users=synthetic_users,
-            items=synthetic_items,
-            facets=synthetic_facets,
-            values=synthetic_values,
-            seed=seed,
-        )
-    # Polars takes a while to import; a synthetic run has no use for it.
+        if any(columns.values()):
+            raise UserError('--columns: synthetic data has no columns; leave them out')
+        return generate(**synthetic)
+    # polars takes a while to import, and synthetic data does not need it.
     from fame_jax.data.readers import read_log
 
-    columns = (user_column, item_column, time_column, rating_column)
-    wanted = dict(zip(('user', 'item', 'time', 'rating'), columns))
-    path = find(dataset, data_dir)
-    log = read_log(path, wanted, rated=min_rating > 0)
-    name = dataset if dataset in download.KNOWN else path.name
-    card = {'name': name, **log.card, 'min_rating': min_rating, 'k_core': k_core}
-    kept, counts = _filter(path, log.users, log.items, log.ratings, min_rating, k_core)
-    times = None if log.times is None else log.times[kept]
-    users, user_ids = renumber(log.users[kept], log.user_ids)
-    items, item_ids = renumber(log.items[kept], log.item_ids)
-    order = order_actions(users, times)
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(users))]).astype(np.int64)
-    items = (items[order] + 1).astype(np.int32)
-    return seal(Sequences(items, offsets, user_ids, ['', *item_ids], card | counts))
+    path = find_file(dataset, data_dir)
+    if dataset in download.KNOWN and not path.name.endswith(('.txt', '.txt.gz')):
+        columns = dict(download.KNOWN[dataset].columns) | columns
+    return build_dataset(
+        read_log(path, columns, needs_rating=min_rating > 0),
+        dataset if dataset in download.KNOWN else path.name,
+        k_core=k_core,
+        min_rating=min_rating,
+        max_user_actions=max_user_actions,
+        duplicates=duplicates,
+    )
 
 
-def find(dataset: str, data_dir: str = '') -> Path:
-    """Returns the file behind a known name (downloaded if need be) or a path.
+def find_file(dataset: str, data_dir: str = '') -> Path:
+    """Returns the file of a known data set (downloaded if need be), or of a path.
 
     Raises:
       UserError: if it is neither.
@@ -79,93 +77,15 @@ def find(dataset: str, data_dir: str = '') -> Path:
         return download.locate(dataset, data_dir)
     with explain_os_errors(f'looking for {dataset[:80]!r}', 'check --dataset'):
         for path in (Path(dataset).expanduser(), Path(data_dir).expanduser() / dataset):
-            if dataset and path.exists():
+            if dataset and (path.exists() or glob.glob(str(path))):
                 return path
     names = [*download.KNOWN, 'synthetic']
     if os.sep in dataset or Path(dataset).suffix:
-        raise UserError(f'{dataset}: no such file; check --dataset (known: {", ".join(names)})')
-    close = difflib.get_close_matches(dataset.lower(), names, n=2, cutoff=0.5)
-    hint = f'did you mean {" or ".join(close)}?' if close else f'known: {", ".join(names)}'
-    raise UserError(f'unknown data set {dataset!r} and no such file; {hint}')
+        raise UserError(f'{dataset}: no such file; check the path (known: {", ".join(names)})')
+    raise UserError(f'unknown data set {dataset!r} and no such file; {suggest(dataset, names)}')
 
 
-def find_core(users: np.ndarray, items: np.ndarray, user_least: int, item_least: int) -> np.ndarray:
-    """Returns the largest set of actions in which every user and item has the least count.
-
-    Args:
-      users, items: int64 [A], numbers from 0.
-      user_least, item_least: actions that a user and an item must have.
-
-    Returns:
-      int64, positions of the kept actions, ascending.
-    """
-    kept = np.arange(len(users))
-    while len(kept):
-        user_counts, item_counts = np.bincount(users[kept]), np.bincount(items[kept])
-        good = user_counts[users[kept]] >= user_least
-        good &= item_counts[items[kept]] >= item_least
-        if good.all():
-            break
-        kept = kept[good]
-    return kept
-
-
-def order_actions(users: np.ndarray, times: np.ndarray | None) -> np.ndarray:
-    """Returns positions by user, then by time; equal times keep the file's order."""
-    import polars as pl
-
-    keys = {'user': users} | ({} if times is None else {'time': times})
-    frame = pl.DataFrame(keys).with_row_index('position')
-    return frame.sort(list(keys), maintain_order=True)['position'].to_numpy()
-
-
-def renumber(codes: np.ndarray, ids: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Returns the codes numbered from 0 without gaps, int64 [A], and their ids.
-
-    Ids that are all integers keep their numeric order, others that of first appearance.
-    """
-    present = np.flatnonzero(np.bincount(codes, minlength=len(ids)))
-    names = [ids[code] for code in present]
-    if all(re.fullmatch('-?[0-9]{1,4000}', name) for name in names):
-        order = sorted(range(len(names)), key=lambda n: int(names[n]))
-        present, names = present[order], [names[n] for n in order]
-    numbers = np.zeros(len(ids), np.int64)
-    numbers[present] = np.arange(len(present))
-    return numbers[codes], names
-
-
-def _filter(
-    path: Path,
-    users: np.ndarray,
-    items: np.ndarray,
-    ratings: np.ndarray | None,
-    min_rating: float,
-    k_core: int,
-) -> tuple[np.ndarray, dict]:
-    """Returns positions of the actions that stay, and what each filter dropped."""
-    kept = np.arange(len(users))
-    left = _count(users, items)
-    counts, story = {'read': left, 'dropped': {}}, [f'{left["actions"]:,} actions read']
-
-    def drop(name: str, label: str, stay: np.ndarray) -> None:
-        nonlocal kept, left
-        kept, before = kept[stay], left
-        left = _count(users[kept], items[kept])
-        counts['dropped'][name] = {key: before[key] - left[key] for key in left}
-        story.append(f'{left["actions"]:,} left by {label}')
-
-    if min_rating > 0:
-        drop('min_rating', f'--min_rating={min_rating:g}', ratings >= min_rating)
-    if k_core > 1:
-        drop('k_core', f'--k_core={k_core}', find_core(users[kept], items[kept], k_core, k_core))
-    # Users go before items are counted again, so that a 2-core stays one.
-    stay = find_core(users[kept], items[kept], max(k_core, SHORTEST), max(k_core, 1))
-    drop('short', f'keeping users with {SHORTEST} actions or more', stay)
-    if not len(kept):
-        raise UserError(f'{path}: nothing is left: {", ".join(story)}; filter less or add data')
-    return kept, counts
-
-
-def _count(users: np.ndarray, items: np.ndarray) -> dict[str, int]:
-    distinct = (np.count_nonzero(np.bincount(ids)) for ids in (users, items))
-    return dict(zip(('users', 'items', 'actions'), (*map(int, distinct), len(users))))
+def _check_names(option: str, given: Mapping[str, object], known: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in known:
+            raise UserError(f'{option}: there is no {name!r}; {suggest(name, known)}')

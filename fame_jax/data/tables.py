@@ -1,224 +1,109 @@
-"""Logs with columns (CSV and kin, JSON lines, Parquet) as columns, each record still traceable."""
+"""Logs with named columns, whatever the form of their files; errors name the line of a record."""
 
-import contextlib
-import csv
-import io
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import polars as pl
 
-from fame_jax.data.sources import MAX_LINE, Source, fail, read_text, show
+from fame_jax.data.sources import Source, show
 from fame_jax.errors import UserError
-
-MOVIELENS = b'userId\tmovieId\trating\ttimestamp\n'
 
 
 class Table(NamedTuple):
-    """A log whose columns are read when they are known.
+    """A log with columns. Its values are read when the wanted columns are known.
 
     Fields:
-      columns: the names found in the file.
-      read: names to their series, one record each, in file order.
-      locate: number of a record, from 0, to 'line 12' for a message.
+      place: the file, folder or pattern, for messages.
+      columns: the names of all columns; of a table without a header '1', '2', ...
+      read: (names of columns) -> one series per name, records in the order of the file, text or
+        of the type that the file says. Raises UserError where a column cannot be read.
+      locate: (index of a record, from 0) -> its place for a message, such as 'line 12'.
+      has_header: whether the names are those of the file or of its kind, not positions.
+      lines: the number of lines of the files, with the header; None where they have no lines.
+      notes: readings that are certain and worth a line on the screen.
+      sample: (names of columns, number) -> their first records; None where `read` costs little.
+      read_parts: (name of a column) -> the column in parts, so that it is never in memory as a
+        whole; None where `read` costs little.
+      count_missing: (name of a column) -> in how many objects the key is missing or null, and the
+        number of objects; None for other files.
     """
 
+    place: str
     columns: list[str]
     read: Callable[[list[str]], list[pl.Series]]
     locate: Callable[[int], str]
+    has_header: bool = True
+    lines: int | None = None
+    notes: tuple[str, ...] = ()
+    sample: Callable[[list[str], int], list[pl.Series]] | None = None
+    read_parts: Callable[[str], Iterator[pl.Series]] | None = None
+    count_missing: Callable[[str], tuple[int, int]] | None = None
 
 
-def open_table(source: Source) -> Table:
-    """Opens a log by its kind: csv, tsv, inter, dat, data, jsonl, ndjson, json or parquet.
+def open_table(source: Source, columns: Mapping[str, str] | None = None) -> Table:
+    """Opens a log of any kind but a sequence file.
+
+    Args:
+      source: the file or files.
+      columns: names of the wanted columns by role, '' or missing where unknown. Where all are whole
+        numbers from 1, they are the positions of the columns of a table without a header. None:
+        a text table has a header.
 
     Raises:
-      UserError: if the file is not what its name says.
+      UserError: if the content does not have the form that the file's name says.
     """
+    # These modules make tables.
+    from fame_jax.data.delimited import open_delimited
+    from fame_jax.data.json_lines import open_json
+    from fame_jax.data.parquet import open_parquet
+
     if source.kind == 'parquet':
-        return _open_parquet(source)
-    text = read_text(source)
+        return open_parquet(source)
     if source.kind in ('jsonl', 'ndjson', 'json'):
-        return _open_json(source, text)
-    if source.kind in ('dat', 'data'):
-        return _open_movielens(source, text)
-    return _open_delimited(source, text)
+        return open_json(source)
+    return join_tables(source, [open_delimited(part, columns) for part in source.parts or [source]])
 
 
-def _open_movielens(source: Source, text: bytes) -> Table:
-    """ratings.dat (`user::item::rating::time`) and u.data (the same with tabs): no header."""
-    text = text.replace(b'::', b'\t') if '::' in _first_line(text) else text
-    if _first_line(text).count('\t') != 3:
-        fail(
-            source, 1, "expected 'user::item::rating::time', or tabs; name other logs .csv or .tsv"
-        )
-    # The header is ours, so the file's lines count from 0 here.
-    return _delimited(source, MOVIELENS + text, '\t', quoted=False, first_line=0)
+def join_tables(source: Source, tables: list[Table]) -> Table:
+    """Returns one table of several with the same columns, one after another.
 
-
-def _open_delimited(source: Source, text: bytes) -> Table:
-    first = _first_line(text)
-    separator = ',' if source.kind == 'csv' else '\t'
-    if separator not in first and source.kind != 'inter':
-        separator = max(',\t;|', key=first.count) if source.kind == 'csv' else separator
-    # RecBole never quotes; a title may hold a lone quote there.
-    return _delimited(source, text, separator, quoted=source.kind != 'inter' and b'"' in text)
-
-
-def _first_line(text: bytes) -> str:
-    end = text.find(b'\n')
-    return (text if end < 0 else text[:end]).decode()
-
-
-def _delimited(
-    source: Source, text: bytes, separator: str, quoted: bool, first_line: int = 1
-) -> Table:
-    def records() -> Iterator[tuple[int, list[str]]]:
-        return _records(source, text, separator, quoted, first_line)
-
-    line, header = next(records(), (first_line - 1, []))
-    header = [name.strip() for name in header]
-    if line != first_line:
-        fail(source, 1, 'blank, where the names of the columns belong')
+    Raises:
+      UserError: if their columns differ.
+    """
+    first = tables[0]
+    if len(tables) == 1:
+        return first
+    for table in tables[1:]:
+        if table.columns != first.columns:
+            mine, theirs = (_show_header(t.columns) for t in (first, table))
+            what = f'{table.place} has other columns: {theirs}, not {mine} as {first.place}'
+            raise UserError(f'{source.place}: {what}; give a pattern of files with the same')
+    counts: list[int] = []
 
     def read(names: list[str]) -> list[pl.Series]:
-        columns = [header.index(name) for name in names]
-        if quoted:
-            return _from_records(source, records(), columns, len(header))
-        frame = _from_polars(source, text, separator, records, len(header))
-        return [frame.to_series(column) for column in columns]
+        parts = [table.read(names) for table in tables]
+        counts[:] = [len(part[0]) for part in parts] if names else counts
+        return [pl.concat(column) for column in zip(*parts)]
 
     def locate(record: int) -> str:
-        # The header is a record too.
-        for number, (line, _) in enumerate(records(), start=-1):
-            if number == record:
-                return f'line {line}'
+        for count, part, table in zip(counts, source.parts, tables):
+            if record < count:
+                return f'{table.locate(record)} of {part.name}'
+            record -= count
         return f'record {record + 1}'
 
-    return Table(header, read, locate)
+    noted = [(part.name, note) for part, table in zip(source.parts, tables) for note in table.notes]
+    return Table(
+        source.place,
+        first.columns,
+        read,
+        locate,
+        has_header=first.has_header,
+        lines=sum(table.lines or 0 for table in tables),
+        notes=tuple(f'{name}: {note}' for name, note in noted),
+        sample=first.sample,
+    )
 
 
-def _records(
-    source: Source, text: bytes, separator: str, quoted: bool, first_line: int
-) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line, fields) of every record that is not blank: slow, but it knows where it is."""
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    stream = io.TextIOWrapper(io.BytesIO(text), encoding='utf-8', newline='\n')
-    reader = csv.reader(stream, delimiter=separator, quoting=quoting, strict=True)
-    with _field_limit(MAX_LINE):
-        line = first_line
-        try:
-            for fields in reader:
-                if any(fields):
-                    yield line, fields
-                line = reader.line_num + first_line
-        except csv.Error as error:
-            fail(
-                source,
-                line,
-                f'a quoted field goes on after its quote, or never closes ({error}); mend it',
-            )
-
-
-@contextlib.contextmanager
-def _field_limit(limit: int) -> Iterator[None]:
-    before = csv.field_size_limit(limit)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def _from_records(
-    source: Source, records: Iterator[tuple[int, list[str]]], columns: list[int], width: int
-) -> list[pl.Series]:
-    next(records)
-    values: list[list[str]] = [[] for _ in columns]
-    for line, fields in records:
-        _check_width(source, line, fields, width)
-        for column, into in zip(columns, values):
-            into.append(fields[column])
-    return [pl.Series(column, dtype=pl.String) for column in values]
-
-
-def _from_polars(
-    source: Source,
-    text: bytes,
-    separator: str,
-    records: Callable[[], Iterator[tuple[int, list[str]]]],
-    width: int,
-) -> pl.DataFrame:
-    # Every column is read: with fewer, polars would not notice a record with too many fields.
-    try:
-        frame = pl.read_csv(text, separator=separator, quote_char=None, infer_schema=False)
-    except pl.exceptions.PolarsError as error:
-        for line, fields in records():
-            _check_width(source, line, fields, width)
-        what = str(error).partition('\n')[0]
-        raise UserError(f'{source.place}: not readable as a table: {what}') from error
-    blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series()
-    last = frame.to_series(frame.width - 1)
-    if last.null_count() > blank.sum():
-        # Polars fills short records up; only a look at the text tells them from empty fields.
-        for line, fields in records():
-            _check_width(source, line, fields, width)
-    return frame.filter(~blank) if blank.any() else frame
-
-
-def _check_width(source: Source, line: int, fields: list[str], width: int) -> None:
-    if len(fields) != width:
-        fail(source, line, f'{len(fields)} fields where the header has {width}; mend the line')
-
-
-def _open_json(source: Source, text: bytes) -> Table:
-    lines = [(n, line) for n, line in enumerate(text.split(b'\n'), start=1) if line.strip()]
-    if lines[0][1].lstrip()[:1] == b'[':
-        fail(source, lines[0][0], 'a JSON array; write one object a line')
-
-    def read(names: list[str]) -> list[pl.Series]:
-        values: list[list[str | None]] = [[] for _ in names]
-        for number, line in lines:
-            record = _parse(source, number, line)
-            for name, into in zip(names, values):
-                into.append(_token(source, number, name, record.get(name)))
-        return [pl.Series(column, dtype=pl.String) for column in values]
-
-    return Table(list(_parse(source, *lines[0])), read, lambda record: f'line {lines[record][0]}')
-
-
-def _parse(source: Source, number: int, line: bytes) -> dict:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        fail(source, number, f'not JSON: {show(line[:40].decode(errors="replace"))}; mend the line')
-    if not isinstance(record, dict):
-        fail(source, number, 'not a JSON object; each line must be {"user": ..., "item": ..., ...}')
-    return record
-
-
-def _token(source: Source, number: int, name: str, value: object) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        fail(source, number, f'{show(name)} is {show(value)}, not text or a number; mend it')
-    text = str(value)
-    if not text.isascii() and any('\ud800' <= letter <= '\udfff' for letter in text):
-        fail(source, number, f'{show(name)} holds half a character: {show(value)}; mend it')
-    return text
-
-
-def _open_parquet(source: Source) -> Table:
-    def call(function: Callable, **options: object) -> object:
-        # A damaged file makes polars panic, and a panic is no Exception.
-        faults = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
-        try:
-            return function(io.BytesIO(source.data), **options)
-        except faults as error:
-            what = 'not Parquet, cut short or damaged; copy or download it again'
-            raise UserError(f'{source.place}: {what}') from error
-
-    def read(names: list[str]) -> list[pl.Series]:
-        frame = call(pl.read_parquet, columns=list(dict.fromkeys(names)))
-        return [frame[name] for name in names]
-
-    return Table(list(call(pl.read_parquet_schema)), read, lambda record: f'row {record + 1}')
+def _show_header(columns: list[str]) -> str:
+    return show(', '.join(columns))

@@ -1,27 +1,28 @@
-"""Contrast of vectors with one another: supervised by labels, and of two views of the same rows."""
+"""Contrastive losses: supervised by labels, and between two views of the same rows."""
 
 import jax
 import jax.numpy as jnp
 
-from fame_jax.losses.pieces import matmul, weigh
+from fame_jax.losses.ops import matmul, weighted_sum
 
 
 def supervised_contrastive(
     vector_BK: jax.Array, weight_BB: jax.Array, compared_BB: jax.Array, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Weighted supervised contrast: each anchor against its positives among all it is compared to.
+    """Weighted supervised contrastive loss.
 
         sum_i sum_p w_ip (log sum_a exp s_ia - s_ip) / sum_p w_ip,    s_ij = z_i . z_j / temperature
 
-    with a over all that i is compared to. L_out of Khosla et al. 2020 (arXiv 2004.11362, eq. 2), a
-    weight for each positive, since labels may overlap in part. An anchor without positives
-    contributes nothing and is not counted. With one positive an anchor it is InfoNCE.
+    with a over all vectors that anchor i is compared to. L_out of Khosla et al. 2020 (arXiv
+    2004.11362, eq. 2), extended by a weight per positive, since labels may overlap partly. An
+    anchor without positives adds nothing and is not counted. With one positive per anchor it is
+    InfoNCE.
 
     Args:
-      vector_BK: [B, K] float32; of unit length there, taken as they are here.
-      weight_BB: [B, B] float32 >= 0, 0 for a pair that is no positive.
-      compared_BB: [B, B] bool; a pair that is not compared is neither positive nor negative. An
-          anchor is never compared to itself.
+      vector_BK: [B, K] float32; not normalised here (the paper uses unit vectors).
+      weight_BB: [B, B] float32 >= 0, the weights of positive pairs, 0 for other pairs.
+      compared_BB: [B, B] bool mask of the pairs that count, as positives or negatives; the diagonal
+        is ignored.
       temperature: > 0.
 
     Returns:
@@ -30,47 +31,47 @@ def supervised_contrastive(
     compared_BB = compared_BB & ~jnp.eye(len(vector_BK), dtype=bool)
     weight_BB = jnp.where(compared_BB, weight_BB, 0)
     logit_BB = matmul(vector_BK, vector_BK.T) / temperature
-    # A row that is compared to nothing would take the logarithm of zero, and its gradient.
-    alone_B1 = ~compared_BB.any(axis=1, keepdims=True)
-    heard_BB = jnp.where(compared_BB | alone_B1, logit_BB, -jnp.inf)
-    lost_BB = jax.nn.logsumexp(heard_BB, axis=1, keepdims=True) - logit_BB
+    # Rows without any pair keep their logits: log 0 and its gradient are not finite.
+    empty_B1 = ~compared_BB.any(axis=1, keepdims=True)
+    masked_BB = jnp.where(compared_BB | empty_B1, logit_BB, -jnp.inf)
+    loss_BB = jax.nn.logsumexp(masked_BB, axis=1, keepdims=True) - logit_BB
     total_B = weight_BB.sum(axis=1)
-    loss_B = (weight_BB * lost_BB).sum(axis=1) / jnp.where(total_B > 0, total_B, 1)
-    return weigh(loss_B, (total_B > 0).astype(jnp.float32))
+    loss_B = (weight_BB * loss_BB).sum(axis=1) / jnp.where(total_B > 0, total_B, 1)
+    return weighted_sum(loss_B, (total_B > 0).astype(jnp.float32))
 
 
 def two_view_contrast(
-    one_BK: jax.Array, other_BK: jax.Array, real_B: jax.Array, temperature: float
+    one_BK: jax.Array, other_BK: jax.Array, is_real_B: jax.Array, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Contrast of two views of the same rows: each view against its other, among all views.
+    """Contrastive loss between two views of the same rows.
 
         sum over both views of (log sum_a exp s_ia - s_ip),    s_ij = z_i . z_j / temperature
 
-    with p the other view and a over the 2 B - 1 views that are not i. NT-Xent (Chen et al. 2020,
-    arXiv 2002.05709, eq. 1) of vectors as they are, not of unit length, as in CL4SRec (arXiv
-    2010.14395, eq. 3), DuoRec and ICLRec.
+    with p the other view of the row of i and a over the 2 B - 1 other views. NT-Xent (Chen et al.
+    2020, arXiv 2002.05709, eq. 1) without normalising the vectors, as in CL4SRec (arXiv 2010.14395,
+    eq. 3), DuoRec and ICLRec.
 
     Args:
-      one_BK: [B, K].
-      other_BK: [B, K].
-      real_B: [B] bool; rows that are not real are neither anchors nor compared to.
+      one_BK: [B, K], the first views.
+      other_BK: [B, K], the second views of the same rows.
+      is_real_B: [B] bool; False for padding rows, which are neither anchors nor negatives.
       temperature: > 0.
 
     Returns:
-      The sum over the real views and their number, both float32 scalars.
+      The sum over the views of real rows and their number, both float32 scalars.
     """
     vector_BK = jnp.concatenate([one_BK, other_BK])
-    real_B = jnp.concatenate([real_B, real_B])
+    is_real_B = jnp.concatenate([is_real_B, is_real_B])
     other_BB = jnp.roll(jnp.eye(len(vector_BK)), len(one_BK), axis=1)
-    compared_BB = real_B[:, None] & real_B[None, :]
+    compared_BB = is_real_B[:, None] & is_real_B[None, :]
     return supervised_contrastive(vector_BK, other_BB, compared_BB, temperature)
 
 
 def label_overlap(label_BS: jax.Array) -> jax.Array:
-    """Shared labels over labels of either (Jaccard), of every pair; 1 or 0 for single labels.
+    """Jaccard overlap of the label sets of every pair of rows; 1 or 0 where each has one label.
 
     Args:
-      label_BS: [B, S] int32, distinct in a row, -1 for none.
+      label_BS: [B, S] int32, the distinct labels of each row, padded with -1.
 
     Returns:
       [B, B] float32; 0 where a row has no label.

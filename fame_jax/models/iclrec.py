@@ -1,4 +1,4 @@
-"""ICLRec (Chen et al., WWW 2022, arXiv 2202.02519): SASRec, and histories drawn to their intents.
+"""ICLRec (Chen et al., WWW 2022, arXiv 2202.02519): SASRec with contrast of histories and intents.
 
     E-step, before each epoch: k-means of mean f(s) over all training histories gives the intents
     M-step: L = L_rec + lambda L_inst + beta L_intent
@@ -6,100 +6,176 @@
     L_intent = 1/2 [NTXent(mean f(v1), c) + NTXent(mean f(v2), c)],   c the intent nearest mean f(s)
 
 with f SASRec's last block. As in the authors' code, not the paper: histories of one intent are each
-other's negatives in L_intent and L_inst (its option to leave them out is off in its scripts), so
-that a shared intent stands in the denominator once for each history that has it.
+other's negatives in L_intent and L_inst (its option to exclude them is off in its scripts), so that
+a shared intent is in the denominator once for each of its histories.
 
 The authors' code differs: its L_rec is binary cross-entropy with one negative; means are over 50
 positions, padding included, here over a history's items; k-means is the best of five random starts,
-here one of k-means++; the nearest intent is asked of the centroids before they are brought to unit
-length, here after; f runs anew on the views for each contrast, with another dropout, here once for
-both. A view whose last item is hidden has an empty last column there; here a view ends with the
-last item that is left.
+here one start of k-means++; the nearest intent is computed with the centroids before they are
+scaled to unit length, here after; f runs again on the views for each contrast, with new dropout,
+here once for both. A view whose last item is masked has an empty last column there; here a view
+ends with its last remaining item.
 """
 
 import functools
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fame_jax import losses
 from fame_jax.batch import Batch
-from fame_jax.models import kmeans, layers, objective, views
-from fame_jax.models.items import unit
+from fame_jax.losses import LossOptions
+from fame_jax.models import augmentations, kmeans, layers
+from fame_jax.models.item_model import unit
+from fame_jax.models.objective import add_term, inputs, target_loss
+from fame_jax.models.options import Count, Range, Share, Temperature, Weight
 from fame_jax.models.sasrec import SASRec
 
 Array = jax.Array
 
 
 class ICLRec(SASRec):
-    """SASRec, and the intents of its histories: a parameter that `refresh` moves, no gradient."""
+    """SASRec with the intents of histories, a parameter that `before_epoch` sets.
 
-    intents: int
+    The shares are those of the authors' scripts, run_*.sh.
+
+    Attributes:
+      num_clusters: intents.
+      crop_share: share of a history that a crop keeps.
+      mask_share: share of its items that are removed, as if they were padding.
+      reorder_share: share of it that is shuffled.
+      contrast_weight: lambda, of the contrast of views.
+      contrast_temperature: of both contrasts.
+      contrast_anchors: the most histories that are contrasted in a step; the first ones are taken.
+      intent_weight: beta, of the contrast with intents.
+    """
+
+    num_clusters: Count = 256
+    crop_share: Share = 0.2
+    mask_share: Share = 0.7
+    reorder_share: Share = 0.2
+    contrast_weight: Weight = 0.1
+    contrast_temperature: Temperature = 1.0
+    contrast_anchors: Annotated[int, Range(2, 1_000_000)] = 128
+    intent_weight: Weight = 0.1
+
+    title: ClassVar[str] = 'ICLRec'
+    frozen_params: ClassVar[tuple[str, ...]] = ('intents',)
 
     def setup(self) -> None:
         super().setup()
-        shape_CD = (self.intents, self.width)
+        shape_CD = (self.num_clusters, self.width)
         self.intent_table = self.param('intents', layers.normal_init, shape_CD)
 
-    def nearest_intents(self, mean_AD: Array) -> Array:
-        """The intent nearest to the mean of each history's encodings; float32 [A, D]."""
-        intent_CD = jax.lax.stop_gradient(self.intent_table)
-        return intent_CD[kmeans.nearest(jax.lax.stop_gradient(mean_AD), intent_CD)]
+    @nn.nowrap
+    def before_epoch(self, params: dict, batches: Iterable[Batch], key: Array) -> dict:
+        """The E-step: the parameters with this epoch's intents.
 
+        Args:
+          params: the model's parameters.
+          batches: of one epoch.
+          key: consumed, for the seeds of k-means.
 
-def refresh(module: ICLRec, params: dict, batches: Iterable[Batch], key: Array) -> dict:
-    """The parameters with the intents of this epoch: the E-step.
+        Returns:
+          The same parameters but for 'intents', the centroids scaled to unit length. If there are
+          fewer histories than intents, intents are repeated and a warning says so.
+        """
+        parts = (jax.device_get(_history_means(self, params, batch)) for batch in batches)
+        mean_ND = np.concatenate([mean_AD[real_A] for mean_AD, real_A in parts])
+        clusters = min(self.num_clusters, len(mean_ND))
+        if clusters < self.num_clusters:
+            warnings.warn(
+                f'num_clusters={self.num_clusters} is more than the {clusters} training histories; '
+                'some clusters are copies of others',
+                stacklevel=2,
+            )
+        fitted = kmeans.fit(key, mean_ND, np.ones(len(mean_ND)), clusters=clusters)
+        copied_CD = unit(fitted.centroid_CD)[np.arange(self.num_clusters) % clusters]
+        return params | {'intents': copied_CD}
 
-    Args:
-      module: an ICLRec.
-      params: its parameters.
-      batches: an epoch's, packed rows.
-      key: consumed, for the seeds of k-means.
+    @nn.nowrap
+    def objective(
+        self, params: dict, batch: Batch, key: Array, loss: LossOptions
+    ) -> tuple[Array, Array, dict[str, Array]]:
+        """The loss of the next item plus the weighted contrasts of views and of intents.
 
-    Returns:
-      The same parameters but for 'intents', the centroids in unit length. Where there are fewer
-      histories than intents, each history is one, several times if need be, and a warning says so.
-    """
-    parts = (jax.device_get(_ended_means(module, params, batch)) for batch in batches)
-    mean_ND = np.concatenate([mean_AD[real_A] for mean_AD, real_A in parts])
-    clusters = min(module.intents, len(mean_ND))
-    if clusters < module.intents:
-        warnings.warn(
-            f'--intents={module.intents} is more than the {clusters} training histories; some are '
-            'copies',
-            stacklevel=2,
+        Arguments and results are those of `ItemModel.objective`; the metrics are 'contrast', of
+        the views, and 'intent_contrast', the mean over both views.
+        """
+        view_key, dropout_key, negative_key = jax.random.split(key, 3)
+        operators = (
+            functools.partial(augmentations.crop, share=self.crop_share),
+            functools.partial(augmentations.mask, share=self.mask_share, mask_id=0),
+            functools.partial(augmentations.reorder, share=self.reorder_share),
         )
-    found = kmeans.fit(key, mean_ND, np.ones(len(mean_ND)), clusters=clusters)
-    copied_CD = unit(found.centroid_CD)[np.arange(module.intents) % clusters]
-    return params | {'intents': copied_CD}
+        views = augmentations.two_views(view_key, inputs(batch), operators, different=False)
+        rows = inputs(batch), *views
+        encoded = augmentations.encode(self, params, dropout_key, *rows)
+        query_TD = self.comparable(encoded[0], self.temperature)
+        total, weight = target_loss(
+            self,
+            query_TD.reshape(*batch.tokens_BL.shape, -1),
+            self.item_transform(params['item_table']),
+            batch,
+            negative_key,
+            loss,
+            item_transform=losses.identity,
+        )
+        # A view keeps every history, so the ends of all three are in the same order.
+        ended = [augmentations.ends(segments_BL, self.contrast_anchors) for *_, segments_BL in rows]
+        (_, real_A), *_ = ended
+        histories = [
+            (x_TD, segments_BL, index_A)
+            for x_TD, (*_, segments_BL), (index_A, _) in zip(encoded, rows, ended)
+        ]
+        length = min(self.max_length, batch.tokens_BL.shape[1])
+        one_AK, other_AK = (concatenate_positions(*view, length) for view in histories[1:])
+        mean_AD, *view_means = (history_means(*history) for history in histories)
+        intent_AD = nearest_intents(mean_AD, params['intents'])
+        temperature = self.contrast_temperature
+        term = losses.two_view_contrast(one_AK, other_AK, real_A, temperature)
+        total, contrast = add_term(total, weight, term, self.contrast_weight)
+        intent_contrast = jnp.float32(0)
+        for view_AD in view_means:
+            term = losses.two_view_contrast(view_AD, intent_AD, real_A, temperature)
+            total, mean = add_term(total, weight, term, self.intent_weight / 2)
+            intent_contrast += mean / 2
+        return total, weight, {'contrast': contrast, 'intent_contrast': intent_contrast}
+
+
+def nearest_intents(mean_AD: Array, intent_CD: Array) -> Array:
+    """The intent nearest to the mean of each history's encodings, float32 [A, D]; no gradient."""
+    intent_CD = jax.lax.stop_gradient(intent_CD)
+    return intent_CD[kmeans.nearest(jax.lax.stop_gradient(mean_AD), intent_CD)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _ended_means(module: ICLRec, params: dict, batch: Batch) -> tuple[Array, Array]:
-    """The mean encoding of each history of a batch, [A, D], and which are one."""
-    h_BLD, _ = module.apply({'params': params}, *batch[:3], method='encode')
-    index_A, real_A = views.ends(batch.segments_BL, batch.segments_BL.size)
-    return means(h_BLD.reshape(-1, h_BLD.shape[-1]), batch.segments_BL, index_A), real_A
+def _history_means(module: ICLRec, params: dict, batch: Batch) -> tuple[Array, Array]:
+    """The mean encoding of each history of a batch, [A, D], and bool [A], which are histories."""
+    h_BLD, _ = module.apply({'params': params}, *inputs(batch), method='encode')
+    index_A, real_A = augmentations.ends(batch.segments_BL, batch.segments_BL.size)
+    return history_means(h_BLD.reshape(-1, h_BLD.shape[-1]), batch.segments_BL, index_A), real_A
 
 
-def means(h_TD: Array, segments_BL: Array, index_A: Array) -> Array:
-    """The mean over the history that holds a position, given its index in T; float32 [A, D]."""
+def history_means(h_TD: Array, segments_BL: Array, index_A: Array) -> Array:
+    """The mean encoding of the history of each position, given by index in T; float32 [A, D]."""
     same_BQS = (segments_BL[:, :, None] == segments_BL[:, None, :]).astype(jnp.float32)
     h_BSD = h_TD.reshape(*segments_BL.shape, -1).astype(jnp.float32)
     mean_BQD = jnp.einsum('BQS,BSD->BQD', same_BQS, h_BSD) / same_BQS.sum(axis=2, keepdims=True)
     return mean_BQD.reshape(h_TD.shape)[index_A]
 
 
-def lay_out(h_TD: Array, segments_BL: Array, index_A: Array, length: int) -> Array:
-    """All positions of the histories that end at an index in T, as one vector each.
+def concatenate_positions(h_TD: Array, segments_BL: Array, index_A: Array, length: int) -> Array:
+    """All positions of the histories that end at the given indices in T, one vector each.
 
     Returns:
-      float32 [A, C D] with C = `length`; a history's last position is last, zeros where it has
-      none.
+      float32 [A, C D] with C = `length`; a history's last position comes last, and missing
+      positions are zeros.
     """
     segment_T = jnp.asarray(segments_BL).reshape(-1)
     back_C = jnp.arange(length)[::-1]
@@ -108,68 +184,3 @@ def lay_out(h_TD: Array, segments_BL: Array, index_A: Array, length: int) -> Arr
     own_AC = in_row_AC & (segment_T[index_AC] == segment_T[index_A][:, None])
     h_ACD = jnp.where(own_AC[..., None], h_TD[index_AC].astype(jnp.float32), 0)
     return h_ACD.reshape(len(index_A), -1)
-
-
-def intent_contrast(
-    module: ICLRec,
-    params: dict,
-    batch: Batch,
-    key: Array,
-    *,
-    crop_share: float,
-    mask_share: float,
-    reorder_share: float,
-    contrast_weight: float,
-    contrast_temperature: float,
-    contrast_anchors: int,
-    intent_weight: float,
-    **item_options: Any,
-) -> tuple[Array, Array]:
-    """The next item's loss, and the contrasts of views and of intents.
-
-    Args:
-      module: an ICLRec.
-      params: its parameters.
-      batch: fields [B, L], packed rows.
-      key: consumed, for the views, dropout and negatives.
-      crop_share: of a history that is kept by the view that crops; the authors' is 0.2.
-      mask_share: that the view that masks hides, as if it were padding; 0.7.
-      reorder_share: that the view that reorders shuffles; 0.2.
-      contrast_weight: lambda.
-      contrast_temperature: of both contrasts, of inner products.
-      contrast_anchors: A, histories that are contrasted at the most, the batch's first.
-      intent_weight: beta.
-      **item_options: those of `objective.item_loss`.
-
-    Returns:
-      The weighted sum over positions, the contrasts' means times the count in it, and the sum of
-      weights, float32 scalars.
-    """
-    view_key, dropout_key, negative_key = jax.random.split(key, 3)
-    operators = (
-        functools.partial(views.crop, share=crop_share),
-        functools.partial(views.mask, share=mask_share, mask_id=0),
-        functools.partial(views.reorder, share=reorder_share),
-    )
-    two = views.two_views(view_key, batch[:3], operators, different=False)
-    rows = batch[:3], *two
-    encoded = views.encode(module, params, dropout_key, *rows)
-    query_TD = module.comparable(encoded[0], module.temperature)
-    query_BLD = query_TD.reshape(*batch.tokens_BL.shape, -1)
-    item_VD = module.apply({'params': params}, train=True, method='item_vectors')
-    where = {'num_items': module.num_items, 'mesh': module.mesh}
-    loss = objective.item_loss(query_BLD, item_VD, batch, negative_key, **where, **item_options)
-    # A view keeps every history, so all three find the same ones, in the same order.
-    ended = [views.ends(fields[2], contrast_anchors) for fields in rows]
-    (_, real_A), *_ = ended
-    told = [(x_TD, fields[2], index_A) for x_TD, fields, (index_A, _) in zip(encoded, rows, ended)]
-    reach = min(module.max_length, batch.tokens_BL.shape[1])
-    one_AK, other_AK = (lay_out(*view, reach) for view in told[1:])
-    mean_AD, *mean_views = (means(*one) for one in told)
-    intent_AD = module.apply({'params': params}, mean_AD, method='nearest_intents')
-    pairs = [(one_AK, other_AK, contrast_weight)]
-    pairs += [(mean_AD, intent_AD, intent_weight / 2) for mean_AD in mean_views]
-    for x_AK, y_AK, weight in pairs:
-        term = losses.two_view_contrast(x_AK, y_AK, real_A, contrast_temperature)
-        loss = views.add_term(loss, term, weight)
-    return loss

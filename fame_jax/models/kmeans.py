@@ -1,4 +1,4 @@
-"""k-means: seeds drawn by their distances, then Lloyd's iterations, all on the device.
+"""k-means on the device: k-means++ seeds, then Lloyd's iterations.
 
 Letters: N points of D numbers each, C clusters.
 """
@@ -12,39 +12,39 @@ import numpy as np
 
 Array = jax.Array
 
-CHUNK = 2048  # points that are compared to the centroids at a time: as many as a cache holds
+CHUNK = 2048  # points compared to the centroids at a time, so that they fit into a CPU's cache
 
 
 class Clusters(NamedTuple):
-    """What `fit` found; float32 but for the assignment."""
+    """The result of `fit`; float32 but for the assignment."""
 
     centroid_CD: Array
-    assigned_N: Array  # int32, the nearest of these centroids to each point, padding too
-    inertia_I: Array  # of the seeds and after each iteration: sum_n w_n |x_n - nearest|^2
+    assigned_N: Array  # int32, the nearest centroid of each point, padding included
+    inertia_I: Array  # sum_n w_n |x_n - nearest|^2, for the seeds and after each iteration
 
 
 def fit(
     key: Array, point_ND: Array, weight_N: Array, *, clusters: int, iterations: int = 20
 ) -> Clusters:
-    """Groups points by their nearest centroid, each centroid the mean of its points.
+    """Clusters points: each centroid is the mean of the points nearest to it.
 
     k-means++ (Arthur & Vassilvitskii 2007), then a fixed number of Lloyd's iterations. A cluster
-    that loses all its points keeps its centroid where it is, so that the inertia never rises. The
-    same key and points give the same clusters.
+    without points keeps its centroid, so that the inertia never rises. The same key and points give
+    the same clusters.
 
     Args:
       key: consumed.
       point_ND: any float dtype; computed in float32.
-      weight_N: >= 0, how often a point counts; 0 for rows that only fill up.
+      weight_N: >= 0, the weight of each point; 0 for padding.
       clusters: C.
-      iterations: of Lloyd's.
+      iterations: Lloyd's iterations.
 
     Raises:
       ValueError: if there are fewer points with a weight than clusters.
     """
-    found = int(np.count_nonzero(np.asarray(weight_N) > 0))
-    if not 0 < clusters <= found:
-        raise ValueError(f'{clusters} clusters of {found} points')
+    count = int(np.count_nonzero(np.asarray(weight_N) > 0))
+    if not 0 < clusters <= count:
+        raise ValueError(f'{clusters} clusters of {count} points')
     point_ND, weight_N = jnp.asarray(point_ND, jnp.float32), jnp.asarray(weight_N, jnp.float32)
     return _fit(key, point_ND, weight_N, clusters, iterations)
 
@@ -64,39 +64,39 @@ def _fit(key: Array, point_ND: Array, weight_N: Array, clusters: int, iterations
 
 
 def seed(key: Array, point_ND: Array, weight_N: Array, clusters: int) -> Array:
-    """Points to start from, each drawn by its squared distance to those drawn before; int32 [C].
+    """k-means++ seeds: indices of points, drawn one after another; int32 [C].
 
         P(n) = w_n d_n^2 / sum_m w_m d_m^2,    d_n = min over the points drawn so far |x_n - x|
 
-    The first is drawn by the weights alone, and so is one when every point is a copy of a point
-    drawn. A point of weight 0 is never drawn.
+    The first is drawn by the weights alone; so is the next if all distances are 0. A point of
+    weight 0 is never drawn.
     """
 
     def draw(near_N: Array, key: Array) -> tuple[Array, Array]:
         mass_N = weight_N * near_N
         mass_N = jnp.where(jnp.any(mass_N > 0), mass_N, weight_N)
         index = jax.random.categorical(key, jnp.log(mass_N))
-        return jnp.minimum(near_N, far(index)), index
+        return jnp.minimum(near_N, squared_distance(index)), index
 
-    def far(index: Array) -> Array:
-        # From the differences, not by a product: a copy of the point is at exactly 0.
+    def squared_distance(index: Array) -> Array:
+        # A sum of squared differences, and not a product: the distance of a copy is exactly 0.
         return jnp.square(point_ND - point_ND[index][None]).sum(axis=1)
 
     keys = jax.random.split(key, clusters)
     first = jax.random.categorical(keys[0], jnp.log(weight_N))
-    _, index_C = jax.lax.scan(draw, far(first), keys[1:])
+    _, index_C = jax.lax.scan(draw, squared_distance(first), keys[1:])
     return jnp.append(first, index_C)
 
 
 def nearest(point_ND: Array, centroid_CD: Array) -> Array:
-    """The nearest centroid to each point, the first of equals; int32 [N]."""
+    """The nearest centroid of each point; ties take the first; int32 [N]."""
     half_C = jnp.square(centroid_CD).sum(axis=1) / 2
     index_C = jnp.arange(len(centroid_CD), dtype=jnp.int32)
 
     def choose(x_D: Array) -> Array:
-        # |x - c|^2 / 2 less what the centroids share.
+        # |x - c|^2 / 2 without |x|^2 / 2, which is the same for all centroids.
         distance_C = half_C - jnp.matmul(centroid_CD, x_D, precision='highest')
-        # XLA's argmin takes a CPU twice as long.
+        # On a CPU, XLA's argmin takes twice as long.
         return jnp.where(distance_C <= distance_C.min(), index_C, len(half_C)).min()
 
     return jax.lax.map(choose, point_ND, batch_size=min(CHUNK, len(point_ND)))
@@ -104,7 +104,7 @@ def nearest(point_ND: Array, centroid_CD: Array) -> Array:
 
 def _means(point_ND: Array, weight_N: Array, centroid_CD: Array, assigned_N: Array) -> Array:
     clusters = len(centroid_CD)
-    # On a CPU a product with the assignment's zeros and ones takes 27 times as long.
+    # On a CPU, a product with the one-hot assignment takes 27 times as long.
     sum_CD = jax.ops.segment_sum(point_ND * weight_N[:, None], assigned_N, clusters)
     count_C1 = jax.ops.segment_sum(weight_N, assigned_N, clusters)[:, None]
     return jnp.where(count_C1 > 0, sum_CD / jnp.where(count_C1 > 0, count_C1, 1), centroid_CD)

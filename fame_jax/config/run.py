@@ -1,0 +1,37 @@
+"""What a run does, where it writes and from which seed."""
+
+import dataclasses
+
+from fame_jax.config.fields import check_fields, field
+
+# Stages that make a run, and all: the last four use a trained run.
+TRAINING_STAGES = ('prepare', 'text', 'pretrain', 'finetune', 'evaluate')
+STAGES = (*TRAINING_STAGES, 'recommend', 'explain', 'export', 'report')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's stages, folder and seed."""
+
+    stages: tuple[str, ...] = field(
+        (),
+        'Stages in order; finished ones are skipped. Empty: prepare, pretrain, finetune (if the '
+        'model has a backbone), evaluate. text, for FAME+, comes before pretrain. The last four '
+        'use a trained run.',
+        choices=STAGES,
+        binds='',
+    )
+    workdir: str = field('', "The run's folder. Empty: runs/DATASET_MODEL.", binds='')
+    seed: int = field(
+        0, 'Seed of initialisation, batch order, dropout, negatives.', low=0, high=2**32 - 1
+    )
+    progress: str = field(
+        'auto',
+        'A bar, or lines, one an epoch; auto: a bar on a terminal, lines elsewhere.',
+        choices=('auto', 'bar', 'lines', 'none'),
+        binds='',
+    )
+
+    def validate(self) -> None:
+        """Raises UserError for a value out of range."""
+        check_fields(self)

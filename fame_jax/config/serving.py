@@ -1,0 +1,41 @@
+"""What the stages that use a trained run take. No part of a run's flags.cfg."""
+
+import dataclasses
+
+from fame_jax.config.fields import check_fields, field
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+    """How a trained run is used."""
+
+    shuffle_histories: str = field(
+        'none',
+        'evaluate: all_but_last also ranks the test targets after histories in random order, but '
+        'for their last item. The loss of NDCG is the use that data and model make of the order.',
+        choices=('none', 'all_but_last'),
+    )
+    histories: str = field(
+        '',
+        'File with one history per line, oldest item first: {"user": "ann", "items": ["7", "12"]} '
+        'or ["7", "12"]; .gz too. Empty: the users of the data set.',
+    )
+    top_k: int = field(20, 'Recommended items per history.', low=1, high=1_000_000)
+    filter_seen: bool | None = field(
+        None,
+        'Items of a history are not recommended to it. Empty: they are not, unless epochs are '
+        'selected by the unmasked ranking (--select_on).',
+        kind=bool,
+    )
+    allow_items: str = field('', 'File with one item per line: only these are recommended.')
+    deny_items: str = field('', 'File with one item per line: these are not recommended.')
+    user: str = field(
+        '', 'explain: a user of the data set, whose last item is the target. Empty: the first user.'
+    )
+    out: str = field(
+        '', 'Output folder, or a file where one stage runs (lists.parquet). Empty: the workdir.'
+    )
+
+    def validate(self) -> None:
+        """Raises UserError for a value out of range."""
+        check_fields(self)

@@ -1,0 +1,205 @@
+"""Files in a run's folder, written atomically. All of them can be read without this package.
+
+flags.cfg        the flags that repeat the run
+dataset/         the prepared data
+metrics.jsonl    a JSON object per line: stage, step, epoch, split, values, seconds
+results.json     the protocol card and the metrics
+ranks.npz        the rank of each user's target, by stage, split and protocol
+item_graph.npz   those of the item graph, for all runs on the same prepared data
+checkpoints/     by stage
+text/            item vectors and labels of FAME+; heads.svg and items.svg show them trained
+model_source.py  the class, where --model names one outside this package
+tensorboard/     event files
+"""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from fame_jax.errors import UserError, explain_os_errors
+
+LOCK = '.lock'
+ATTEMPTS = 1000  # to lock a folder that other processes make and remove
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file that replaces `path` when it is complete and on disk.
+
+    Raises:
+      UserError: when it cannot be written; an older file is then unchanged.
+    """
+    with explain_os_errors(f'writing {path}'):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+        try:
+            with os.fdopen(handle, 'wb') as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically.
+
+    Raises:
+      UserError: when it cannot be written, or the text has half a character (a lone surrogate).
+    """
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[max(error.start - 20, 0) : error.end + 20])
+        raise UserError(f'writing {path}: half a character in {half}; correct the data') from error
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically; NaN is an error."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      UserError: when it does not exist or is not JSON.
+    """
+    with explain_os_errors(f'reading {path}'):
+        text = path.read_text(encoding='utf-8', errors='replace')
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path} is not JSON ({error}); remove it and run again') from error
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads the protocol card and the results of results.json.
+
+    Raises:
+      UserError: when it is damaged: a part that the program reads is missing or of another type.
+    """
+    path = folder / 'results.json'
+    stored = read_json(path)
+    try:
+        card, results = stored['card'], stored['results']
+        texts = [card['dataset']['fingerprint'], *(result['model'] for result in results.values())]
+        tables = [card[name] for name in ('config', 'evaluated_on') if name in card]
+        tables += card.get('stages', {}).values()
+        numbers = [
+            value
+            for result in results.values()
+            for split in ('validation', 'test')
+            for metrics in result.get(split, {}).values()
+            for value in metrics.values()
+        ]
+        for kind, values in ((str, texts), (dict, tables), ((int, float), numbers)):
+            if not all(isinstance(value, kind) for value in values):
+                raise TypeError
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f'{path} is damaged; run --stages=evaluate again') from error
+    return card, results
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Makes the folder and locks it against other processes that write to it.
+
+    A kill releases the lock. At the end the lock's file is removed, and so are folders that were
+    made here and are still empty.
+
+    Raises:
+      UserError: when another process has the lock, or the folder cannot be written.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with explain_os_errors(f'writing in the folder {folder}', 'choose another --workdir'):
+            file = _open_locked(folder)
+        with file:
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    (folder / LOCK).unlink()
+    finally:
+        with contextlib.suppress(OSError):  # where a folder is not empty
+            for path in made:
+                path.rmdir()
+
+
+def _open_locked(folder: Path) -> IO:
+    """The lock's file, open and locked."""
+    for attempt in itertools.count(1):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / LOCK).open('a')
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
+                    return file
+            except BlockingIOError as error:
+                file.close()
+                raise UserError(
+                    f'{folder}: another process is writing there; wait for it, or choose another '
+                    '--workdir'
+                ) from error
+            file.close()
+        except (FileNotFoundError, FileExistsError):
+            # Another process may remove its file and folder between any two lines above.
+            if attempt == ATTEMPTS:
+                raise
+
+
+class Metrics:
+    """A file metrics.jsonl, to which lines are appended."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def append(self, **values: Any) -> None:
+        """Adds one line; floats that are not finite become null."""
+        line = json.dumps({k: _finite(v) for k, v in values.items()}) + '\n'
+        with explain_os_errors(f'writing {self.path}'), self.path.open('a', encoding='utf-8') as f:
+            f.write(line)
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines; a last one that a kill has cut short is skipped."""
+        if not self.path.exists():
+            return []
+        with explain_os_errors(f'reading {self.path}'):
+            lines = self.path.read_text(encoding='utf-8', errors='replace').splitlines()
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError, RecursionError):
+                found.append(json.loads(line))
+        return [line for line in found if isinstance(line, dict)]
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Keeps the wanted lines; a resumed run drops those that it will write again."""
+        kept = [json.dumps(line) + '\n' for line in self.read() if wanted(line)]
+        write_text(self.path, ''.join(kept))
+
+
+class NullMetrics(Metrics):
+    """The metrics of a process that writes none, since another process does."""
+
+    def append(self, **values: Any) -> None:
+        """Writes nothing."""
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Changes nothing."""
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and value - value != 0 else value

@@ -1,0 +1,124 @@
+"""What a stage's parameters start from: random values, item vectors, or a backbone."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fame_jax import run_dir
+from fame_jax.config import flags as config_flags
+from fame_jax.errors import UserError
+from fame_jax.models import registry, surgery
+from fame_jax.models.item_model import ItemModel
+from fame_jax.stages import settings
+from fame_jax.stages.context import RunContext, abstract_params
+from fame_jax.text import item_init
+
+Array = jax.Array
+Tree = Any
+
+
+def initialize(context: RunContext, stage: str, params: Tree, key: Array) -> Tree:
+    """The parameters before a stage's first step.
+
+    Args:
+      context: the run.
+      stage: 'pretrain' or 'finetune'.
+      params: freshly initialised.
+      key: the stage's key.
+
+    Raises:
+      UserError: when the backbone or the item vectors are missing or do not fit.
+    """
+    config = context.config
+    if stage == 'finetune' and config.training.backbone != 'scratch':
+        return from_backbone(context, params, key)
+    text = config.text
+    if text.item_init == 'random':
+        return params
+    source = config.training.backbone
+    run = source if source not in ('pretrain', 'scratch') else context.folder
+    folder = Path(run) / 'text'
+    if text.item_init == 'text':
+        _check_heads(context, folder)
+    item_VD = item_init.read(
+        text.item_init,
+        folder,
+        context.data.num_items,
+        context.model.width,
+        context.data.card['fingerprint'],
+    )
+    return item_init.fill(params, item_VD, text.item_scale)
+
+
+def _check_heads(context: RunContext, folder: Path) -> None:
+    """Refuses item vectors that the stage text made for another number of heads."""
+    if not (folder / 'text.json').is_file():
+        return
+    heads = run_dir.read_json(folder / 'text.json').get('heads', [])
+    num_heads = getattr(context.model, 'num_heads', len(heads))
+    if len(heads) != num_heads:
+        raise UserError(
+            f'--num_heads={num_heads}: {folder} was made for {len(heads)} heads; use that number, '
+            'or remove the folder and run --stages=text'
+        )
+
+
+def check_backbone(context: RunContext) -> None:
+    """Checks that fine-tuning has a backbone to start from.
+
+    Raises:
+      UserError: when the backbone is missing, not finished, or of other data or options.
+    """
+    source = context.config.training.backbone
+    if source == 'scratch':
+        return
+    folder = _backbone_folder(context)
+    if not (folder / 'checkpoints' / 'pretrain').is_dir():
+        raise UserError(
+            f'{folder} holds no checkpoints of pretrain, so there is no backbone to fine-tune; add '
+            'pretrain to --stages, or train from random values with --backbone=scratch'
+        )
+    if source != 'pretrain':
+        _refuse_other_backbone(context, source, context.module('pretrain'))
+    with context.checkpoints('pretrain', str(folder)) as checkpoints:
+        if not checkpoints.progress().get('finished'):
+            raise UserError(
+                f'{checkpoints.folder} holds no finished backbone; run its stage pretrain first'
+            )
+
+
+def from_backbone(context: RunContext, params: Tree, key: Array) -> Tree:
+    """The pre-trained backbone's parameters, turned into FAME's by surgery."""
+    backbone = context.module('pretrain', context.mesh)
+    with context.checkpoints('pretrain', str(_backbone_folder(context))) as checkpoints:
+        pretrained = checkpoints.restore(best=abstract_params(backbone))['best']
+    plan = context.module('finetune').surgery_plan(jax.random.fold_in(key, 2))
+    return surgery.transplant(pretrained, params, plan)
+
+
+def _backbone_folder(context: RunContext) -> Path:
+    """The folder of the run whose backbone is fine-tuned."""
+    source = context.config.training.backbone
+    return context.folder if source == 'pretrain' else Path(source)
+
+
+def _refuse_other_backbone(context: RunContext, source: str, backbone: ItemModel) -> None:
+    """Refuses a backbone with other options, which could fit by its shapes all the same."""
+    theirs, other = settings.complete(config_flags.Given({'workdir': source}))
+    other = other.backbone_module() if other.backbone else other
+    ours, others = registry.values(backbone), registry.values(other)
+    differ = [
+        f'--{name}={value} (there: {others.get(name)})'
+        for name, value in ours.items()
+        if name != 'dropout' and others.get(name) != value
+    ]
+    text = theirs.text
+    mine = context.config.text
+    names = [field.name for field in dataclasses.fields(mine)]
+    for name in names if text.item_init == 'text' else ('item_init', 'unseen_items'):
+        if getattr(mine, name) != getattr(text, name):
+            differ.append(f'--{name}={getattr(mine, name)} (there: {getattr(text, name)})')
+    if differ:
+        raise UserError(f'--backbone={source} is another model: {", ".join(differ)}')

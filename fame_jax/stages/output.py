@@ -1,0 +1,42 @@
+"""Where the stages that use a run write."""
+
+from pathlib import Path
+
+from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.stages.context import RunContext
+
+# Stages that write to --out.
+WRITERS = ('recommend', 'explain', 'export', 'report')
+ENDINGS = ('.json', '.jsonl', '.parquet', '.html', '.csv', '.txt')
+
+
+def output_path(context: RunContext, name: str) -> Path:
+    """The output of a stage: --out itself, or `name` in it, or `name` in the run's folder.
+
+    A run that the output goes into is locked; of another one nothing is written.
+    --out is the output itself where one such stage runs and the path is no folder: it has an ending
+    such as .jsonl, or the output is a folder too. Otherwise it is a folder for the outputs.
+
+    Raises:
+      UserError: when there is no run, the folder cannot be made, or several stages would write to
+        one file.
+    """
+    out = context.config.serving.out
+    if not (context.folder / 'flags.cfg').is_file() and not context.is_prepared:
+        raise UserError(
+            f'{context.folder} holds no run; check --workdir, or run --stages=prepare first'
+        )
+    if not out:
+        context.begin_writing()
+        return context.folder / name
+    path = Path(out)
+    several = sum(stage in WRITERS for stage in context.config.run.stages) > 1
+    if several and path.suffix in ENDINGS:
+        raise UserError(f'--out={out}: several stages write there; name a folder')
+    is_folder = path.is_dir() or path.suffix not in ENDINGS
+    path = path / name if several or (is_folder and '.' in name) else path
+    with explain_os_errors(f'--out={out}: making {path.parent}', 'choose another --out'):
+        if path.resolve().is_relative_to(context.folder.resolve()):
+            context.begin_writing()
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,163 @@
+"""The stage `text` of FAME+ (arXiv 2601.12301): item texts become a model's initial item table.
+
+It reads texts and labels, encodes the texts, trains a head for each facet, and writes the item
+vectors to text/ in the run's folder; see `fame_jax.text`.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fame_jax import machine
+from fame_jax.data import download
+from fame_jax.errors import UserError
+from fame_jax.screen import duration
+from fame_jax.stages.context import RunContext
+from fame_jax.text import facet_objective, facets, item_init, projection, synthetic_items, vectors
+from fame_jax.text.items import ItemText, read
+from fame_jax.text.options import TextOptions
+
+
+def text(context: RunContext) -> None:
+    """Writes text/ in the run's folder; a folder that is complete is left as it is.
+
+    Raises:
+      UserError: when the texts, the facets or the options do not allow it; text/ is then not
+        written.
+    """
+    config, screen, data = context.config, context.screen, context.data
+    folder = context.folder / 'text'
+    sha256 = data.card['fingerprint']
+    context.begin_writing()
+    if item_init.is_complete(folder, sha256):
+        screen.say(f'text: {folder} is complete')
+        return
+    context.metrics.keep(lambda line: line.get('stage') != 'text')
+    options = TextOptions.parse(config.text.text_options)
+    heads, width = _heads(context), context.module('finetune').width
+    options.check_heads(heads)
+
+    began = time.monotonic()
+    named = [name for name in dict.fromkeys(heads) if name != facets.INSTANCE]
+    with screen.waiting('text: reading the items'):
+        described = _read_items(context, named, options)
+    _log_counts(context, described)
+    with screen.waiting('text: encoding the texts', has_bar=True):
+        text_VE = _encode(context, described.texts)
+
+    encoded = time.monotonic()
+    head_module, before, after = facet_objective.fit_heads(
+        text_VE,
+        heads,
+        described.facets,
+        width=width,
+        options=options,
+        seed=config.run.seed,
+        report=lambda epoch, loss_H: _report(context, heads, options, epoch, loss_H),
+    )
+    seconds = {'encode': encoded - began, 'fit': time.monotonic() - encoded}
+    probes = {
+        name: projection.probe(head_module, params, text_VE, described.facets, config.run.seed)
+        for name, params in (('before', before), ('after', after))
+    }
+    record = {
+        'card': described.card,
+        'data_sha256': sha256,
+        'heads': heads,
+        'items_with_text': int(text_VE.any(axis=1).sum()),
+        'probes': probes,
+        'seconds': seconds,
+        'machine': machine.describe(),
+    }
+    items_VD = projection.item_vectors(head_module, after, text_VE)
+    item_init.save(folder, items_VD, described.facets, record)
+    screen.say(
+        f'text: {len(heads)} heads ({", ".join(heads)}) trained in {duration(seconds["fit"])}, '
+        f'after {duration(seconds["encode"])} of encoding; written to {folder}'
+    )
+
+
+def _heads(context: RunContext) -> list[str]:
+    """The facet of each head: those of --facets, or the planted ones of synthetic data."""
+    names, module = list(context.config.text.facets), context.module('finetune')
+    if not names and context.data.item_facets is None:
+        raise UserError(
+            '--facets is empty; name a facet for each head, such as --facets=leaf_category,brand '
+            'or --facets=genres'
+        )
+    names = names or [f'facet_{m + 1}' for m in range(context.data.item_facets.shape[1])]
+    # A model without heads gets one slice of its item vectors for each facet.
+    heads = facets.assign(names, getattr(module, 'num_heads', len(names)))
+    if module.width % len(heads):
+        raise UserError(
+            f'--width={module.width} is not a multiple of {len(heads)}, the number of heads or '
+            'facets; change one of them'
+        )
+    return heads
+
+
+def _read_items(context: RunContext, names: Sequence[str], options: TextOptions) -> ItemText:
+    """Texts and labels of the items, from --items or the data set's own file of items."""
+    config, data = context.config, context.data
+    if config.data.dataset == 'synthetic' and not config.text.items:
+        described = synthetic_items.describe_items(
+            data.item_facets, config.data.synthetic_options['seed']
+        )
+        return described._replace(facets=facets.select(names, described.facets))
+    if config.text.text_encoder.endswith('.npy') and not names and not config.text.items:
+        card = {'source': config.text.text_encoder, 'facets': []}
+        return ItemText(data.item_ids, data.item_ids, (), card)
+    path = config.text.items or download.locate_items(config.data.dataset, config.data.data_dir)
+    return read(
+        path,
+        data.item_ids,
+        config.text.text_fields,
+        names,
+        id_column=config.data.column_names.get('item_file_id', ''),
+        rarest=options.rarest_label,
+        commonest=options.commonest_label,
+    )
+
+
+def _log_counts(context: RunContext, described: ItemText) -> None:
+    """Says how many items have a text, and how many labels each facet keeps."""
+    screen, num_items = context.screen, context.data.num_items
+    with_text = sum(map(bool, described.texts))
+    source = described.card['source']
+    screen.say(f'text: {with_text:,} of {num_items:,} items have a text ({source})')
+    for facet in described.facets:
+        card = facet.card
+        screen.say(
+            f'text: {facet.name}: {card["labels"]:,} labels, {card["items"]:,} items have one; '
+            f'dropped {card["rare"]["labels"]:,} rare and {card["common"]["labels"]:,} common '
+            'labels'
+        )
+
+
+def _encode(context: RunContext, texts: Sequence[str]) -> np.ndarray:
+    """The standardised text vectors, float32 [V + 1, E]."""
+    config, screen = context.config, context.screen
+    cache = Path(config.devices.cache_dir or download.list_folders()[-1]) / 'text'
+    encoder = config.text.text_encoder
+    text_VE = vectors.encode(
+        texts, encoder, cache=cache, progress=screen.mode == 'bar', log=screen.say
+    )
+    return vectors.standardize(text_VE, encoder)
+
+
+def _report(
+    context: RunContext, heads: Sequence[str], options: TextOptions, epoch: int, loss_H: list[float]
+) -> None:
+    """Appends an epoch's losses to metrics.jsonl, and prints those of every tenth epoch."""
+    context.metrics.append(
+        stage='text',
+        step=epoch,
+        epoch=epoch,
+        split='train',
+        **{f'loss/{h}_{name}': loss for h, (name, loss) in enumerate(zip(heads, loss_H))},
+    )
+    if epoch == options.epochs or epoch % 10 == 0:
+        losses = ', '.join(f'{name} {loss:.3f}' for name, loss in zip(heads, loss_H))
+        context.screen.say(f'text {epoch}/{options.epochs}: loss {losses}')

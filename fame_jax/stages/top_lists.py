@@ -1,0 +1,54 @@
+"""The lists that a model recommends to all test users, for metrics beyond accuracy."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fame_jax.data.eval_batches import EvalBatch
+from fame_jax.evaluation import lists
+from fame_jax.parallel import mesh as mesh_lib
+from fame_jax.serving import topk
+from fame_jax.serving.recommender import ServedModel
+from fame_jax.serving.rows import candidate_bits
+from fame_jax.stages.context import RunContext
+
+MAX_SCORES = 2**26  # most scores of a batch: 256 MiB of float32
+
+
+def top_lists(context: RunContext, model: ServedModel, *, masked: bool) -> np.ndarray:
+    """The best items of each test user, int32 [U, K], best first; 0 where no item is left.
+
+    Args:
+      context: a prepared run.
+      model: the model, on the run's mesh.
+      masked: whether items of a history are left out of its list.
+    """
+    num_items, num_users = context.data.num_items, context.data.num_users
+    allowed_V = np.arange(num_items + 1) > 0
+    rows = max(1, MAX_SCORES // num_items, context.config.devices.data_parallel)
+    item_UK = np.zeros((num_users, min(lists.K, num_items)), np.int32)
+    for batch in _parts(context.eval_batches['test'], rows):
+        inputs = batch.tokens_BL, batch.positions_BL, batch.segments_BL
+        query_BQD = topk.encode_rows(model.encode, model.params, inputs, mesh=model.mesh)
+        # Item 0 is the padding and never a candidate.
+        seen = batch.seen_BS if masked else batch.seen_BS[:, :0]
+        item_BK, score_BK = topk.top_k_items(
+            model.combine,
+            item_UK.shape[1],
+            query_BQD,
+            model.item_VD,
+            candidate_bits(allowed_V, seen),
+            mesh=model.mesh,
+        )
+        item_BK = np.where(mesh_lib.gather(score_BK) > -np.inf, mesh_lib.gather(item_BK), 0)
+        item_UK[batch.user_B[batch.is_user_B]] = item_BK[batch.is_user_B]
+    return item_UK
+
+
+def _parts(batches: Iterator[EvalBatch], rows: int) -> Iterator[EvalBatch]:
+    """The batches in parts of at most so many rows; parts without a user are left out."""
+    for batch in batches:
+        for start in range(0, len(batch.user_B), rows):
+            part = EvalBatch(*(field[start : start + rows] for field in batch))
+            if part.is_user_B.any():
+                yield part

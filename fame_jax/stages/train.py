@@ -1,0 +1,275 @@
+"""The stages pretrain and finetune: settings and data to training.loop.fit."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fame_jax import losses, machine
+from fame_jax.batch import Batch
+from fame_jax.data import epochs, windows
+from fame_jax.data.card import REPEATS_SAID
+from fame_jax.errors import UserError
+from fame_jax.evaluation.metrics import log_name
+from fame_jax.models import registry
+from fame_jax.models.item_model import ItemModel
+from fame_jax.parallel import mesh as mesh_lib
+from fame_jax.parallel import processes
+from fame_jax.screen import duration
+from fame_jax.stages import initialize, model_source
+from fame_jax.stages.context import TRAINED, RunContext, abstract_params
+from fame_jax.training import loop
+from fame_jax.training.log import open_log
+from fame_jax.training.optimizer import make_optimizer, make_schedule
+from fame_jax.training.prefetch import Prefetch
+from fame_jax.training.profile import Profile
+from fame_jax.training.step import Program, abstract_state, init_state, make_step
+
+Array = jax.Array
+Tree = Any
+
+
+def pretrain(context: RunContext) -> None:
+    """Trains the backbone, or a model that has none."""
+    train(context, 'pretrain')
+
+
+def finetune(context: RunContext) -> None:
+    """Trains FAME end to end, from its backbone through surgery or from scratch."""
+    train(context, 'finetune')
+
+
+def train(context: RunContext, stage: str) -> None:
+    """Trains a stage, from its checkpoint if there is one.
+
+    A finished stage is skipped, unless it has been given more epochs.
+    """
+    screen, limits = context.screen, context.limits(stage)
+    _ = context.data  # refused here where there are none, before anything is written
+    context.begin_writing()
+    with context.checkpoints(stage) as checkpoints:
+        first = processes.is_chief()
+        if first:  # of several processes
+            checkpoints.tidy()
+        processes.barrier(stage)
+        model_source.check_source(context)
+        if loop.is_finished(loop.check_progress(checkpoints), limits):
+            screen.say(f'{stage}: finished before')
+            return
+        fresh = checkpoints.last_step() is None
+        if fresh and stage == 'finetune':
+            initialize.check_backbone(context)  # before the programs are compiled
+        with screen.waiting(f'{stage}: tracing the programs'):
+            precompile(context, stage)
+        setup = make_setup(context, stage)
+        with screen.waiting(f'{stage}: initial parameters, compiling'):
+            init = functools.partial(registry.init_params, setup.module)
+            params = mesh_lib.init_sharded(init, context.mesh)(jax.random.fold_in(setup.key, 0))
+            if fresh:
+                start = initialize.initialize(context, stage, params, setup.key)
+                params = mesh_lib.device_put(start, context.mesh)
+            state = init_state(params, setup.optimizer, context.mesh)
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        screen.say(f'{stage}: {context.label(stage)}, {count:,} parameters')
+        protocol = 'masked' if context.selects_masked else 'unmasked'
+        _say_repeats(context, stage, protocol)
+        if context.selection_users is not None:
+            screen.say(f'{stage}: validation on {context.describe_selection()}')
+        with (
+            open_log(stage, context.folder, context.metrics, screen, first) as log,
+            contextlib.closing(Profile(context.config.devices.profile)) as profile,
+        ):
+            _, progress = loop.fit(
+                state=state,
+                program=setup.program,
+                key=jax.random.fold_in(setup.key, 1),
+                epochs=setup.epochs,
+                before_epoch=_before_epoch(context, stage, setup),
+                validate=lambda params: context.ranker(stage).metrics(params, 'selection'),
+                limits=limits,
+                checkpoints=checkpoints,
+                log=log,
+                profile=profile,
+                data_sha256=context.data.card['fingerprint'],
+                machine=machine.describe(),
+                select_on=log_name(loop.SELECT_ON, protocol),
+            )
+    best = f'best epoch {progress.best_epoch} of {progress.epoch}'
+    if not progress.best_epoch:
+        best = f'no better than before training, in {progress.epoch} epochs'
+    ranking = 'unmasked ' if progress.select_on != loop.SELECT_ON else ''
+    screen.say(
+        f'{stage}: {best}, validation {ranking}NDCG@20 '
+        f'{progress.best_value:.4f}, {duration(progress.seconds)}'
+    )
+
+
+def _say_repeats(context: RunContext, stage: str, protocol: str) -> None:
+    """Says by which ranking the best epoch is selected, where the two rankings differ much."""
+    share = context.repeats['validation']
+    if share > REPEATS_SAID:
+        context.screen.say(
+            f'{stage}: {share:.0%} of the validation targets stand in the history of their user; '
+            f'the best epoch is selected by the {protocol} ranking (--select_on)'
+        )
+
+
+class Setup(NamedTuple):
+    """What a stage trains with, apart from its parameters."""
+
+    module: ItemModel
+    key: Array
+    optimizer: optax.GradientTransformation
+    program: Program
+    epochs: Prefetch
+    batch: Batch  # the first one, for the shapes
+
+
+def make_setup(context: RunContext, stage: str) -> Setup:
+    """The stage's setup; the same object each time, so that its program is compiled once."""
+    if stage not in context.setups:
+        config, mesh = context.config, context.mesh
+        module = context.module(stage, mesh)
+        key = jax.random.fold_in(jax.random.key(config.run.seed), TRAINED.index(stage))
+        make_epoch = make_epochs(context, module)
+        prefetch = Prefetch(make_epoch)
+        epoch = context.progress(stage).get('epoch', 0)
+        batch, num_steps = prefetch.peek(epoch)
+        steps_of_rates = num_steps
+        if epoch and config.training.has_schedule:
+            # Epochs differ in steps, and a resumed stage takes the rates of an uninterrupted one.
+            steps_of_rates = make_epoch(0).num_steps
+        optimizer = _make_optimizer(context, stage, module, steps_of_rates)
+        step = make_step(_objective(context, stage, module), optimizer)
+        # Prefixes come in batches of several shapes; the batches of a block have one.
+        size = 1 if module.row_layout == 'prefixes' else config.training.steps_per_dispatch
+        program = Program(step, min(size, num_steps), mesh)
+        context.setups[stage] = Setup(module, key, optimizer, program, prefetch, batch)
+    return context.setups[stage]
+
+
+def precompile(context: RunContext, stage: str) -> None:
+    """Traces the programs of this stage and of later ones, and has a thread compile them.
+
+    Tracing happens here, so that an error in a model or a loss has a stack that leads to it. XLA
+    compiles while the initial parameters are validated and while earlier stages train.
+    """
+    stages = [s for s in context.config.run.stages if s in TRAINED]
+    for later in stages[stages.index(stage) :] if stage in stages else [stage]:
+        if later in context.setups or (later != stage and context.is_finished(later)):
+            continue
+        setup = make_setup(context, later)
+        params = abstract_params(setup.module)
+        state = abstract_state(params, setup.optimizer, context.mesh)
+        key = jax.random.fold_in(setup.key, 1)
+        setup.program.precompile(state, setup.batch, key, context.executor)
+        if later != stage:  # the first stage validates before it trains, in the main thread
+            context.ranker(later).precompile('selection', context.executor)
+
+
+def make_epochs(context: RunContext, module: ItemModel) -> Callable[[int], loop.Epoch]:
+    """Epoch number -> the training batches in the model's row layout."""
+    config, training_windows = context.config, make_windows(context)
+    layout, training = module.row_layout, config.training
+    # A prefix has a row of its own, at most as long as a history.
+    row_length = config.data.max_length if layout == 'prefixes' else training.row_length
+    rows = mesh_lib.process_rows(context.mesh, training.rows_per_step)
+
+    def make_epoch(epoch: int) -> loop.Epoch:
+        batches, num_steps = epochs.epoch_batches(
+            training_windows,
+            seed=config.run.seed,
+            epoch=epoch,
+            row_length=row_length,
+            rows_per_step=training.rows_per_step,
+            row_layout=layout,
+            part=rows,
+        )
+        return loop.Epoch(batches, num_steps, len(training_windows.starts))
+
+    return make_epoch
+
+
+def make_windows(context: RunContext) -> windows.Windows:
+    """The windows of the training histories.
+
+    Raises:
+      UserError: when no history is long enough.
+    """
+    options, data = context.config.data, context.data
+    # The last two items of a history are the targets of validation and test.
+    cut = windows.make_windows(
+        data.items, data.offsets, options.max_length, options.long_histories, held_out=2
+    )
+    if not len(cut.starts):
+        raise UserError(
+            f'{context.dataset_folder}: no user has more than three items, so there is nothing to '
+            'train on; use more data'
+        )
+    return cut
+
+
+def _objective(context: RunContext, stage: str, module: ItemModel) -> Callable[..., Any]:
+    """The model's objective, (params, batch, key) -> (loss sum, weight sum, metrics)."""
+    loss = context.config.loss
+    options = losses.LossOptions(
+        loss.loss,
+        loss.num_negatives,
+        loss.negatives,
+        loss.chunk_tokens,
+        loss.chunk_items,
+        loss.shares(stage),
+        loss.seen_weight,
+    )
+    if loss.negatives == 'popularity':
+        items, _ = context.data.training_histories()
+        count_V = np.bincount(items, minlength=context.data.num_items + 1)
+        popularity_V = jnp.asarray(losses.cumulative_counts(count_V))
+        options = dataclasses.replace(options, popularity_V=popularity_V)
+    return jax.tree_util.Partial(module.objective, loss=mesh_lib.device_put(options, context.mesh))
+
+
+def _make_optimizer(
+    context: RunContext, stage: str, module: ItemModel, num_steps: int
+) -> optax.GradientTransformation:
+    """The optimizer of a stage; its schedule counts so many steps an epoch."""
+    training, text = context.config.training, context.config.text
+    rate = training.learning_rate if stage == 'pretrain' else training.finetune_learning_rate
+    trained_rows = {}
+    if text.unseen_items == 'kept':
+        seen_V = windows.items_in_windows(make_windows(context), context.data.num_items)
+        rows = mesh_lib.table_rows(context.data.num_items, context.mesh)
+        trained_rows = {'item_table': np.pad(seen_V, (0, rows - len(seen_V)))}
+    rate = make_schedule(
+        rate,
+        training.schedule,
+        round(training.warmup_epochs * num_steps),
+        num_steps * context.limits(stage).epochs,
+    )
+    return make_optimizer(
+        rate,
+        training.weight_decay,
+        ema=training.ema,
+        frozen=module.frozen_params,
+        trained_rows=trained_rows,
+    )
+
+
+def _before_epoch(context: RunContext, stage: str, setup: Setup) -> Callable[[Tree, int], Tree]:
+    """(params, epoch) -> params: the model's own update before an epoch, such as clustering."""
+    module = setup.module
+    if module.before_epoch is None:
+        return lambda params, epoch: params
+    key, make_epoch = jax.random.fold_in(setup.key, 3), make_epochs(context, module)
+
+    def before_epoch(params: Tree, epoch: int) -> Tree:
+        epoch_key = jax.random.fold_in(key, epoch)
+        return module.before_epoch(params, make_epoch(epoch).batches, epoch_key)
+
+    return before_epoch

@@ -1,0 +1,24 @@
+"""A user's mistake is one line, of a length that can be read."""
+
+import pytest
+
+from fame_jax.errors import UserError, explain_os_errors
+
+
+@pytest.mark.parametrize('length', [0, 1, 999, 1000])
+def test_a_message_is_what_was_given(length):
+    assert str(UserError('x' * length)) == 'x' * length
+
+
+@pytest.mark.parametrize('length', [1001, 50_000])
+def test_a_very_long_message_keeps_its_place_and_its_advice(length):
+    line = str(UserError('runs/a/flags.cfg:3: ' + '[' * length + '; choose from a, b'))
+    assert line.startswith('runs/a/flags.cfg:3: [[') and line.endswith('[[; choose from a, b')
+    assert ' ... ' in line and len(line) < 1000
+
+
+def test_errors_of_the_system_name_their_place(tmp_path):
+    missing = tmp_path / 'missing'
+    with pytest.raises(UserError) as caught, explain_os_errors(f'reading {missing}', 'make it'):
+        missing.read_text()
+    assert str(caught.value) == f'reading {missing}: No such file or directory; make it'

@@ -1,0 +1,146 @@
+"""Runs of FAME+: training from the item vectors of the stage text, and their evaluation."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fame_jax import stages
+from fame_jax.config import flags
+from fame_jax.main import main
+from fame_jax.models import registry, surgery
+from fame_jax.stages import initialize, train
+from fame_jax.stages.context import abstract_params
+from fame_jax.text import item_init
+
+SMALL = [
+    *('--progress=none', '--synthetic=users=120,items=150,values=3', '--width=8'),
+    *('--num_blocks=1', '--max_length=10', '--row_length=16', '--rows_per_step=4'),
+    *('--pretrain_epochs=1', '--finetune_epochs=1', '--item_init=text'),
+]
+TEXT = ['--text_options=epochs=1,inner_width=16,labels_per_step=3']
+FAME = ['--num_experts=2', '--unseen_items=kept']
+
+
+def open_run(folder, *more):
+    argv = [f'--workdir={folder}', '--progress=none', '--stages=recommend', *more]
+    return stages.open_run(flags.parse(argv))
+
+
+def last_params(run, stage):
+    with run.checkpoints(stage) as checkpoints:
+        return checkpoints.restore(params=abstract_params(run.module(stage)))['params']
+
+
+@pytest.fixture(scope='module')
+def with_vectors(tmp_path_factory):
+    """A FAME+ with the vectors of the stage text, before training."""
+    folder = tmp_path_factory.mktemp('text') / 'run'
+    assert main([*SMALL, *TEXT, *FAME, '--stages=prepare,text', f'--workdir={folder}']) == 0
+    return folder
+
+
+@pytest.fixture(scope='module')
+def plus(with_vectors, tmp_path_factory):
+    """The same FAME+, with a trained backbone."""
+    folder = tmp_path_factory.mktemp('plus') / 'run'
+    shutil.copytree(with_vectors, folder)
+    argv = ['--stages=text,pretrain', f'--workdir={folder}', '--progress=none']
+    assert main(argv) == 0
+    return folder
+
+
+def test_vectors_of_heads_are_those_of_their_facets_after_surgery(with_vectors):
+    """W_f selects a block of coordinates, so x_v W_f^h is facet h's vector, times the scale."""
+    run = open_run(with_vectors)
+    items_VD = np.load(with_vectors / 'text' / 'items.npy')
+    block_VHK = items_VD.reshape(-1, 2, 4)
+    np.testing.assert_allclose(np.linalg.norm(block_VHK[1:], axis=-1), 1, rtol=1e-5)
+    key, fame = jax.random.key(0), run.module('finetune')
+    pretrained = registry.init_params(run.module('pretrain'), key)
+    pretrained = item_init.fill(pretrained, items_VD, 0.02)
+    plan = fame.surgery_plan(key)
+    params = surgery.transplant(pretrained, registry.init_params(fame, key), plan)
+    head_VHK = jnp.einsum('VD,HDK->VHK', params['item_table'], params['facet_block']['facet'])
+    # Root mean square 0.02 over 8 coordinates; each of the two blocks has half of the square.
+    expected_VHK = block_VHK * 0.02 * np.sqrt(8 / 2)
+    np.testing.assert_allclose(head_VHK[1:], expected_VHK[1:], rtol=1e-5)
+
+
+def test_training_starts_from_the_vectors_and_moves_the_items_in_histories_only(plus):
+    run = open_run(plus)
+    setup = train.make_setup(run, 'pretrain')
+    random = registry.init_params(setup.module, jax.random.fold_in(setup.key, 0))
+    start = initialize.initialize(run, 'pretrain', random, setup.key)
+    items_VD = np.load(plus / 'text' / 'items.npy')
+    scale = run.config.text.item_scale * np.sqrt(8)
+    unit_VD = items_VD[1:] / np.linalg.norm(items_VD[1:], axis=1, keepdims=True)
+    np.testing.assert_allclose(start['item_table'][1:], unit_VD * scale, rtol=1e-5)
+    moved_V = np.any(
+        np.asarray(last_params(run, 'pretrain')['item_table'] != start['item_table']), axis=1
+    )
+    trained = {*run.data.training_histories()[0].tolist()}
+    assert {*np.flatnonzero(moved_V).tolist()} == trained
+    assert len(trained) < run.data.num_items
+
+
+@pytest.mark.slow
+def test_evaluation_compares_heads_with_facets_and_draws_them(plus, tmp_path, capsys):
+    folder = tmp_path / 'run'
+    shutil.copytree(plus, folder)
+    assert main([f'--workdir={folder}', '--stages=finetune,evaluate', '--progress=none']) == 0
+    printed = capsys.readouterr().out
+    assert 'FAME+ (H 2, N 2' in printed and 'unseen items kept' in printed
+    result = json.loads((folder / 'results.json').read_text())['results']['finetune']
+    assert result['facets']['facets'] == ['facet_1', 'facet_2']
+    assert np.shape(result['facets']['probe']) == (2, 2)
+    for name in ('heads.svg', 'items.svg'):
+        assert (folder / name).read_text().rstrip().endswith('</svg>')
+
+
+@pytest.mark.slow
+def test_the_stage_text_is_training_from_a_file_of_its_vectors(with_vectors, tmp_path):
+    """The backbones are equal bit for bit."""
+    shutil.copytree(with_vectors, tmp_path / 'text')
+    small = [flag for flag in SMALL if flag != '--item_init=text']
+    file = f'--item_init={with_vectors}/text/items.npy'
+    runs = [
+        [f'--workdir={tmp_path}/text', '--stages=pretrain', '--progress=none'],
+        [*small, *FAME, file, f'--workdir={tmp_path}/file', '--stages=prepare,pretrain'],
+    ]
+    params = []
+    for argv, name in zip(runs, ('text', 'file')):
+        assert main(argv) == 0
+        params.append(jax.tree.leaves(last_params(open_run(tmp_path / name), 'pretrain')))
+    assert all(map(np.array_equal, *params))
+
+
+def refused(capsys, *argv):
+    capsys.readouterr()
+    assert main([*argv, '--progress=none']) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and error.count('\n') == 1
+    return error
+
+
+def test_vectors_of_other_data_are_refused(with_vectors, tmp_path, capsys):
+    argv = [*SMALL, *TEXT, '--synthetic=seed=1', f'--workdir={tmp_path}']
+    assert main([*argv, '--stages=prepare']) == 0
+    shutil.copytree(with_vectors / 'text', tmp_path / 'text')
+    for stage in ('text', 'pretrain'):
+        error = refused(capsys, f'--workdir={tmp_path}', f'--stages={stage}')
+        assert "was made from data other than the run's" in error
+
+
+def test_training_without_the_stage_text_is_refused(tmp_path, capsys):
+    argv = [*SMALL, '--stages=prepare,pretrain', f'--workdir={tmp_path}']
+    assert 'run --stages=text first' in refused(capsys, *argv)
+
+
+def test_vectors_for_another_number_of_heads_are_refused(with_vectors, tmp_path, capsys):
+    shutil.copytree(with_vectors, tmp_path / 'run')
+    argv = [f'--workdir={tmp_path}/run', '--stages=pretrain', '--num_heads=4']
+    assert 'was made for 2 heads' in refused(capsys, *argv)
