@@ -48,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
         if number > 1:
             with screen.waiting(f'waiting for the other {number - 1} processes'):
                 processes.connect(address, number, rank)
+        if given.get('seeds'):
+            stages.run_seeds(given, stages.STAGES, screen)
+            return 0
         with contextlib.closing(stages.open_run(given, screen=screen)) as context:
             for stage in context.config.run.stages:
                 with screen.waiting(stage):

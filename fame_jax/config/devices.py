@@ -17,6 +17,12 @@ class Devices:
     model_parallel: int = field(
         1, 'Devices that share the item table; explain, export and report use one.', low=1
     )
+    members: str = field(
+        'auto',
+        'How the runs of --seeds train: vmap, all in one program; loop, one after the other; auto: '
+        'vmap on an accelerator, loop on a CPU.',
+        choices=('auto', 'vmap', 'loop'),
+    )
     distributed: str = field(
         '',
         'HOST:PORT,RANK/N: this is process RANK (from 0) of N; process 0 listens at HOST:PORT. All '

@@ -25,6 +25,12 @@ class Run:
     seed: int = field(
         0, 'Seed of initialisation, batch order, dropout, negatives.', low=0, high=2**32 - 1
     )
+    seeds: tuple[str, ...] = field(
+        (),
+        'Several seeds in the place of --seed, such as 0,1,2: a run each, in WORKDIR/seed_0 and so '
+        'on, and their means and deviations in WORKDIR/results.json.',
+        binds='',
+    )
     progress: str = field(
         'auto',
         'A bar, or lines, one an epoch; auto: a bar on a terminal, lines elsewhere.',

@@ -2,20 +2,22 @@
 
 Read context.py first (what every stage takes), then settings.py (flags to settings), then the
 stages in their order: prepare, text, train (pretrain and finetune, with initialize.py), evaluate;
-and those that use a trained run: recommend, explain, export, report, with open_recommender.py.
+those that use a trained run: recommend, explain, export, report, with open_recommender.py; and
+members.py, which runs the stages for several seeds.
 """
 
 from fame_jax.stages.context import RunContext, open_run
 from fame_jax.stages.evaluate import evaluate
 from fame_jax.stages.explain import explain
 from fame_jax.stages.export import export
+from fame_jax.stages.members import run_seeds
 from fame_jax.stages.prepare import prepare
 from fame_jax.stages.recommend import recommend
 from fame_jax.stages.report import report
 from fame_jax.stages.text import text
 from fame_jax.stages.train import finetune, pretrain
 
-__all__ = ('STAGES', 'RunContext', 'open_run')
+__all__ = ('STAGES', 'RunContext', 'open_run', 'run_seeds')
 
 STAGES = {
     'prepare': prepare,

@@ -46,6 +46,7 @@ class RunContext:
       screen: the terminal.
       executor: one thread, in which XLA compiles programs of this and of later stages.
       setups: by stage, what it trains with, so that it is compiled once; see train.py.
+      programs: by stage, its compiled steps; runs that differ in their seeds share them.
       prints: whether stages print their results to stdout.
     """
 
@@ -57,6 +58,7 @@ class RunContext:
         self.screen = screen
         self.executor = concurrent.futures.ThreadPoolExecutor(1, 'compile')
         self.setups: dict[str, Any] = {}
+        self.programs: dict[str, Any] = {}
         self.prints = True
         self._rankers: dict[str, Ranker] = {}
         self._lock = contextlib.ExitStack()
@@ -67,6 +69,12 @@ class RunContext:
         """Cancels compilations that have not started, and lets other processes write."""
         self.executor.shutdown(wait=False, cancel_futures=True)
         self._lock.close()
+
+    def share(self, other: 'RunContext') -> None:
+        """Takes the data and the programs of another run, which differs in its seed alone."""
+        for name in ('data', 'eval_batches', 'selection_users', 'repeats'):
+            self.__dict__[name] = getattr(other, name)  # in the place of the cached property
+        self.programs, self._rankers = other.programs, other._rankers
 
     def begin_writing(self) -> None:
         """Makes the run's folder and locks it until `close`; each stage that writes there calls it.

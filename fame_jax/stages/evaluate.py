@@ -57,7 +57,7 @@ def evaluate(context: RunContext) -> None:
             params, stages[stage], of_stage, of_lists = _evaluate_stage(context, stage)
         ranks |= of_stage
         results[stage] = {'model': context.label(stage), 'lists': of_lists}
-        facets = _probe_facets(context, params) if stage == 'finetune' else {}
+        facets = _probe_facets(context, params) if 'facet_block' in params else {}
         results[stage] |= {'facets': facets} if facets else {}
     if not stages:
         raise UserError(f'{context.folder} holds no trained model; run pretrain or finetune first')

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,15 +21,16 @@ from fame_jax.models import registry
 from fame_jax.models.item_model import ItemModel
 from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.parallel import processes
-from fame_jax.screen import duration
+from fame_jax.screen import Screen, duration
 from fame_jax.stages import initialize, model_source
 from fame_jax.stages.context import TRAINED, RunContext, abstract_params
 from fame_jax.training import loop
+from fame_jax.training.checkpoint import Checkpoints
 from fame_jax.training.log import open_log
 from fame_jax.training.optimizer import make_optimizer, make_schedule
 from fame_jax.training.prefetch import Prefetch
 from fame_jax.training.profile import Profile
-from fame_jax.training.step import Program, abstract_state, init_state, make_step
+from fame_jax.training.step import Program, State, Step, abstract_state, init_state, make_step
 
 Array = jax.Array
 Tree = Any
@@ -50,71 +51,137 @@ def train(context: RunContext, stage: str) -> None:
 
     A finished stage is skipped, unless it has been given more epochs.
     """
-    screen, limits = context.screen, context.limits(stage)
-    _ = context.data  # refused here where there are none, before anything is written
-    context.begin_writing()
-    with context.checkpoints(stage) as checkpoints:
-        first = processes.is_chief()
-        if first:  # of several processes
-            checkpoints.tidy()
-        processes.barrier(stage)
-        model_source.check_source(context)
-        if loop.is_finished(loop.check_progress(checkpoints), limits):
-            screen.say(f'{stage}: finished before')
+    screen = context.screen
+    with open_checkpoints(context, stage, screen) as checkpoints:
+        if checkpoints is None:
             return
-        fresh = checkpoints.last_step() is None
-        if fresh and stage == 'finetune':
-            initialize.check_backbone(context)  # before the programs are compiled
         with screen.waiting(f'{stage}: tracing the programs'):
             precompile(context, stage)
-        setup = make_setup(context, stage)
-        with screen.waiting(f'{stage}: initial parameters, compiling'):
-            init = functools.partial(registry.init_params, setup.module)
-            params = mesh_lib.init_sharded(init, context.mesh)(jax.random.fold_in(setup.key, 0))
-            if fresh:
-                start = initialize.initialize(context, stage, params, setup.key)
-                params = mesh_lib.device_put(start, context.mesh)
-            state = init_state(params, setup.optimizer, context.mesh)
-        count = sum(leaf.size for leaf in jax.tree.leaves(params))
-        screen.say(f'{stage}: {context.label(stage)}, {count:,} parameters')
-        protocol = 'masked' if context.selects_masked else 'unmasked'
-        _say_repeats(context, stage, protocol)
-        if context.selection_users is not None:
-            screen.say(f'{stage}: validation on {context.describe_selection()}')
         with (
-            open_log(stage, context.folder, context.metrics, screen, first) as log,
+            open_stage(context, stage, checkpoints, screen) as opened,
             contextlib.closing(Profile(context.config.devices.profile)) as profile,
         ):
             _, progress = loop.fit(
-                state=state,
-                program=setup.program,
-                key=jax.random.fold_in(setup.key, 1),
-                epochs=setup.epochs,
-                before_epoch=_before_epoch(context, stage, setup),
-                validate=lambda params: context.ranker(stage).metrics(params, 'selection'),
-                limits=limits,
-                checkpoints=checkpoints,
-                log=log,
+                **opened.start,
+                epochs=opened.setup.epochs,
+                before_epoch=opened.before_epoch,
+                **opened.parts,
+                program=opened.setup.program,
                 profile=profile,
-                data_sha256=context.data.card['fingerprint'],
-                machine=machine.describe(),
-                select_on=log_name(loop.SELECT_ON, protocol),
             )
+    screen.say(f'{stage}: {describe_end(progress)}')
+
+
+@contextlib.contextmanager
+def open_checkpoints(
+    context: RunContext, stage: str, screen: Screen
+) -> Iterator[Checkpoints | None]:
+    """The checkpoints of a stage that is to be trained; None where it is finished.
+
+    Raises:
+      UserError: when the folder holds another run, or the backbone is missing or does not fit.
+    """
+    _ = context.data  # refused here where there are none, before anything is written
+    context.begin_writing()
+    with context.checkpoints(stage) as checkpoints:
+        if processes.is_chief():  # of several processes
+            checkpoints.tidy()
+        processes.barrier(stage)
+        model_source.check_source(context)
+        if loop.is_finished(loop.check_progress(checkpoints), context.limits(stage)):
+            screen.say(f'{stage}: finished before')
+            yield None
+            return
+        if checkpoints.last_step() is None and stage == 'finetune':
+            initialize.check_backbone(context)  # before the programs are compiled
+        yield checkpoints
+
+
+class Opened(NamedTuple):
+    """A stage that is about to train.
+
+    Fields:
+      setup: what it trains with.
+      start: arguments of `loop.Loop.start`: the initial state and what its checkpoints keep.
+      parts: arguments of `loop.Loop` apart from the program and the profile.
+      before_epoch: the model's own update before an epoch.
+    """
+
+    setup: 'Setup'
+    start: dict[str, Any]
+    parts: dict[str, Any]
+    before_epoch: Callable[[Tree, int], Tree]
+
+
+@contextlib.contextmanager
+def open_stage(
+    context: RunContext, stage: str, checkpoints: Checkpoints, screen: Screen
+) -> Iterator[Opened]:
+    """Makes a stage's initial state and opens its log.
+
+    Args:
+      context: the run.
+      stage: 'pretrain' or 'finetune'.
+      checkpoints: the stage's.
+      screen: where the stage's log prints.
+    """
+    setup, fresh = make_setup(context, stage), checkpoints.last_step() is None
+    with screen.waiting(f'{stage}: initial parameters, compiling'):
+        state = _initial_state(context, stage, setup, fresh)
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    screen.say(f'{stage}: {context.label(stage)}, {count:,} parameters')
+    protocol = 'masked' if context.selects_masked else 'unmasked'
+    _say_repeats(context, stage, protocol, screen)
+    if context.selection_users is not None:
+        screen.say(f'{stage}: validation on {context.describe_selection()}')
+    chief = processes.is_chief()
+    with open_log(stage, context.folder, context.metrics, screen, chief) as log:
+        yield Opened(
+            setup,
+            start={
+                'state': state,
+                'key': jax.random.fold_in(setup.key, 1),
+                'data_sha256': context.data.card['fingerprint'],
+                'machine': machine.describe(),
+                'select_on': log_name(loop.SELECT_ON, protocol),
+            },
+            parts={
+                'validate': lambda params: context.ranker(stage).metrics(params, 'selection'),
+                'limits': context.limits(stage),
+                'checkpoints': checkpoints,
+                'log': log,
+            },
+            before_epoch=_before_epoch(context, stage, setup),
+        )
+
+
+def _initial_state(context: RunContext, stage: str, setup: 'Setup', fresh: bool) -> State:
+    """The state before the first step; of a stage that resumes, any state of its shapes."""
+    init = functools.partial(registry.init_params, setup.module)
+    params = mesh_lib.init_sharded(init, context.mesh)(jax.random.fold_in(setup.key, 0))
+    if fresh:
+        start = initialize.initialize(context, stage, params, setup.key)
+        params = mesh_lib.device_put(start, context.mesh)
+    return init_state(params, setup.optimizer, context.mesh)
+
+
+def describe_end(progress: loop.Progress) -> str:
+    """The best epoch of a stage that has ended, its validation metric and the time, in words."""
     best = f'best epoch {progress.best_epoch} of {progress.epoch}'
     if not progress.best_epoch:
         best = f'no better than before training, in {progress.epoch} epochs'
     ranking = 'unmasked ' if progress.select_on != loop.SELECT_ON else ''
-    screen.say(
-        f'{stage}: {best}, validation {ranking}NDCG@20 '
-        f'{progress.best_value:.4f}, {duration(progress.seconds)}'
+    return (
+        f'{best}, validation {ranking}NDCG@20 {progress.best_value:.4f}, '
+        f'{duration(progress.seconds)}'
     )
 
 
-def _say_repeats(context: RunContext, stage: str, protocol: str) -> None:
+def _say_repeats(context: RunContext, stage: str, protocol: str, screen: Screen) -> None:
     """Says by which ranking the best epoch is selected, where the two rankings differ much."""
     share = context.repeats['validation']
     if share > REPEATS_SAID:
-        context.screen.say(
+        screen.say(
             f'{stage}: {share:.0%} of the validation targets stand in the history of their user; '
             f'the best epoch is selected by the {protocol} ranking (--select_on)'
         )
@@ -126,6 +193,7 @@ class Setup(NamedTuple):
     module: ItemModel
     key: Array
     optimizer: optax.GradientTransformation
+    step: Step
     program: Program
     epochs: Prefetch
     batch: Batch  # the first one, for the shapes
@@ -150,7 +218,9 @@ def make_setup(context: RunContext, stage: str) -> Setup:
         # Prefixes come in batches of several shapes; the batches of a block have one.
         size = 1 if module.row_layout == 'prefixes' else config.training.steps_per_dispatch
         program = Program(step, min(size, num_steps), mesh)
-        context.setups[stage] = Setup(module, key, optimizer, program, prefetch, batch)
+        if not config.training.has_schedule:  # whose steps differ by the number in an epoch
+            program = context.programs.setdefault(stage, program)
+        context.setups[stage] = Setup(module, key, optimizer, step, program, prefetch, batch)
     return context.setups[stage]
 
 

@@ -129,13 +129,7 @@ def fit(
     loop.start(state, key, data_sha256, machine, select_on)
     with catch_signals() as signal_received:
         while not loop.progress.finished:
-            loop.clock = time.monotonic()
-            data = epochs(loop.progress.epoch)
-            if loop.progress.data is not None:
-                data.batches.set_state(loop.progress.data)
-            else:
-                params = before_epoch(loop.state.params, loop.progress.epoch)
-                loop.state = loop.state._replace(params=params)
+            data = loop.open_epoch(epochs, before_epoch)
             rates = loop.epoch(data, signal_received)
             loop.end_epoch(rates, signal_received)
     return loop.best, loop.progress
@@ -162,6 +156,7 @@ class Loop:
         self.profile = profile
         self.progress = Progress()
         self.signal = 0  # the number of the signal that has come
+        self.last_value = -1.0  # of the newest epoch's validation, by which the best is selected
         self._is_first = True  # the next block is the first, which waits for the compiler
         self.saved = self.clock = time.monotonic()
 
@@ -211,6 +206,19 @@ class Loop:
         )
         self.log.drop_after(self.progress.epoch)
 
+    def open_epoch(
+        self, epochs: Callable[[int], Epoch], before_epoch: Callable[[Tree, int], Tree]
+    ) -> Epoch:
+        """The epoch that comes next, its iterator where training goes on; arguments as `fit`'s."""
+        self.clock = time.monotonic()
+        data = epochs(self.progress.epoch)
+        if self.progress.data is not None:
+            data.batches.set_state(self.progress.data)
+        else:
+            params = before_epoch(self.state.params, self.progress.epoch)
+            self.state = self.state._replace(params=params)
+        return data
+
     def epoch(self, data: Epoch, signal_received: Callable[[], int]) -> dict[str, float]:
         """Takes the epoch's remaining steps, a block at a time.
 
@@ -241,12 +249,10 @@ class Loop:
             screen.steps(len(block), **values)
             self.signal = signal_received()
             # After the last step comes the epoch's own checkpoint; one step has one checkpoint.
-            if done < data.num_steps and (self.signal or self._checkpoint_due()):
+            if done < data.num_steps and (self.signal or self.checkpoint_due()):
                 self._add(pending)
                 pending = None
-                progress.data = data.batches.get_state()
-                self._add_seconds()
-                self.save()
+                self.save_inside(self.state, data)
                 if self.signal:
                     screen.close()
                     raise Interrupted(self.signal, self.log.stage, progress.step)
@@ -268,6 +274,7 @@ class Loop:
         """
         progress = self.progress
         values = self._validate()
+        self.last_value = values[progress.select_on]
         progress.epoch += 1
         progress.stale += 1
         if values[progress.select_on] > progress.best_value:
@@ -321,13 +328,20 @@ class Loop:
             )
         self.saved = time.monotonic()
 
+    def save_inside(self, state: State, data: Epoch) -> None:
+        """Writes a checkpoint inside an epoch, of the state after its last step."""
+        self.state = state
+        self.progress.data = data.batches.get_state()
+        self._add_seconds()
+        self.save()
+
     def _add_seconds(self) -> None:
         """Adds the time since the last call, or since the epoch began, to the stage's."""
         now = time.monotonic()
         self.progress.seconds += now - self.clock
         self.clock = now
 
-    def _checkpoint_due(self) -> bool:
+    def checkpoint_due(self) -> bool:
         """Inside an epoch; several processes, which would have to agree, save between epochs."""
         if jax.process_count() > 1:
             return False
@@ -350,10 +364,16 @@ class Loop:
         )
 
     def _add(self, block: tuple[dict[str, Array], int] | None) -> None:
-        """Adds the sums of a block's steps to the epoch's; refuses a loss that is not finite."""
-        if block is None:
-            return
-        sums, steps = block
+        """Adds the sums of a block's steps to the epoch's."""
+        if block is not None:
+            self.add_sums(*block)
+
+    def add_sums(self, sums: Mapping[str, Array], steps: int) -> None:
+        """Adds the sums of the first so many steps of a block to the epoch's.
+
+        Raises:
+          UserError: when a loss is not finite.
+        """
         values = {name: np.asarray(array)[:steps].tolist() for name, array in sums.items()}
         progress = self.progress
         for total, weight in zip(values.pop('loss'), values.pop('weight')):

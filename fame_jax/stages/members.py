@@ -1,0 +1,333 @@
+"""Several seeds of one run: --seeds.
+
+WORKDIR holds the prepared data and the results over the seeds; WORKDIR/seed_0 and so on hold a run
+each, as a command with --seed=0 makes it, which every other command can use.
+
+    auto    vmap on an accelerator, loop on a CPU
+    vmap    all seeds in one program, each operation for all of them, which rounds otherwise
+    loop    one after the other, to the bit as by themselves; data, evaluation batches and programs
+            are shared
+"""
+
+import contextlib
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fame_jax import run_dir
+from fame_jax.config import flags as config_flags
+from fame_jax.errors import UserError
+from fame_jax.evaluation import metrics, significance
+from fame_jax.screen import Screen, grid
+from fame_jax.stages import settings
+from fame_jax.stages.context import TRAINED, RunContext, abstract_params, open_run
+from fame_jax.stages.prepare import prepare
+from fame_jax.stages.train import describe_end, make_setup, open_checkpoints, open_stage
+from fame_jax.training.loop import Loop
+from fame_jax.training.members import (
+    Member,
+    fit_members,
+    make_member_step,
+    stack_members,
+    stack_trees,
+)
+from fame_jax.training.profile import Profile
+from fame_jax.training.step import Program, abstract_state
+
+Run = Callable[[RunContext], None]
+
+
+def run_seeds(given: config_flags.Given, stages: Mapping[str, Run], screen: Screen) -> None:
+    """Runs the stages of a command with --seeds.
+
+    Args:
+      given: the flags of the command.
+      stages: the functions of the stages of one run.
+      screen: the terminal.
+
+    Raises:
+      UserError: for settings that do not fit together or to what the folders hold.
+    """
+    seeds = parse_seeds(given)
+    values = {name: value for name, value in given.values.items() if name != 'seeds'}
+    folder = Path(given.workdir)
+    alone = dataclasses.replace(given, values={**values, 'workdir': str(folder)})
+    config, _ = settings.complete(alone)
+    wanted = config.run.stages
+    prepared = config.data.prepared or str(folder)
+    with contextlib.ExitStack() as stack:
+        if not config.data.prepared:
+            of_data = {**values, 'workdir': str(folder), 'stages': ('prepare',)}
+            first = dataclasses.replace(given, values=of_data)
+            with contextlib.closing(open_run(first, screen=screen)) as context:
+                if 'prepare' in wanted:
+                    prepare(context)
+        wanted = tuple(stage for stage in wanted if stage != 'prepare')
+        contexts = []
+        for seed in seeds if wanted else ():
+            own = {'workdir': str(folder / f'seed_{seed}'), 'seed': seed, 'stages': wanted}
+            own['backbone'] = _backbone_of(config.training.backbone, seed)
+            member = dataclasses.replace(given, values={**values, **own, 'prepared': prepared})
+            contexts.append(open_run(member, screen=screen))
+            stack.enter_context(contextlib.closing(contexts[-1]))
+        run_stages(contexts, wanted, stages)
+        if 'evaluate' in wanted:
+            print(write_results(folder, contexts))
+
+
+def _backbone_of(backbone: str, seed: int) -> str:
+    """The value of --backbone for one seed: of a run with --seeds, the folder of the same seed.
+
+    Raises:
+      UserError: when that run has other seeds only.
+    """
+    if backbone in ('pretrain', 'scratch') or not any(Path(backbone).glob('seed_*')):
+        return backbone
+    own = Path(backbone) / f'seed_{seed}'
+    if not own.is_dir():
+        raise UserError(f'--backbone={backbone} holds no run of seed {seed}; choose from its seeds')
+    return str(own)
+
+
+def parse_seeds(given: config_flags.Given) -> list[int]:
+    """The numbers of --seeds.
+
+    Raises:
+      UserError: for a value that is no seed, a seed given twice, or --seed or --distributed too.
+    """
+    texts = given.get('seeds')
+    for text in texts:
+        if not (text.isdecimal() and int(text) < 2**32):
+            raise UserError(
+                f'--seeds={",".join(texts)}: {text!r} is no seed; give whole numbers from 0, such '
+                'as 0,1,2'
+            )
+    seeds = [int(text) for text in texts]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f'--seeds={",".join(texts)} has a seed twice; give each once')
+    for name in ('seed', 'distributed'):
+        if name in given.values:
+            raise UserError(f'--{name} does not go with --seeds; leave one of them out')
+    return seeds
+
+
+def run_stages(
+    contexts: Sequence[RunContext], wanted: Sequence[str], stages: Mapping[str, Run]
+) -> None:
+    """Runs each stage for all seeds before the next stage.
+
+    Args:
+      contexts: a run for each seed; the others take data and programs from the first.
+      wanted: names of stages.
+      stages: the functions of the stages of one run.
+    """
+    for context in contexts[1:]:
+        context.share(contexts[0])
+    for stage in wanted:
+        if stage in TRAINED and len(contexts) > 1 and choose_how(contexts[0], stage) != 'loop':
+            train_members(contexts, stage)
+            continue
+        for context in contexts:
+            with _told(context, stage, contexts), context.screen.waiting(stage):
+                stages[stage](context)
+
+
+@contextlib.contextmanager
+def _told(context: RunContext, stage: str, contexts: Sequence[RunContext]) -> Any:
+    """Says which seed comes, where there are several; the table of all seeds is printed alone."""
+    several = len(contexts) > 1
+    if several and stage in TRAINED:
+        context.screen.say(f'{stage}: seed {context.config.run.seed}')
+    prints, context.prints = (
+        context.prints,
+        context.prints and not (several and stage == 'evaluate'),
+    )
+    try:
+        yield
+    finally:
+        context.prints = prints
+
+
+def choose_how(context: RunContext, stage: str) -> str:
+    """How several seeds train: 'vmap' or 'loop'; see the top of this file.
+
+    Raises:
+      UserError: where --members asks for one program and the model or settings cannot.
+    """
+    how, config = context.config.devices.members, context.config
+    reasons = {
+        'rows of several shapes': context.module(stage).row_layout == 'prefixes',
+        'a mesh of devices': context.mesh is not None,
+        'a schedule, which counts the steps of each seed': config.training.has_schedule,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), '')
+    if how == 'auto':
+        return 'loop' if reason or jax.default_backend() == 'cpu' else 'vmap'
+    if how == 'vmap' and reason:
+        raise UserError(
+            f'--members=vmap: seeds cannot share one program with {reason}; use --members=loop'
+        )
+    return how
+
+
+def train_members(contexts: Sequence[RunContext], stage: str) -> None:
+    """Trains a stage of several seeds in one program, each from its checkpoint if there is one."""
+    screen, quiet = contexts[0].screen, Screen('none')
+    with contextlib.ExitStack() as stack:
+        members, silent = [], screen
+        for context in contexts:
+            checkpoints = stack.enter_context(open_checkpoints(context, stage, screen))
+            if checkpoints is None:
+                continue
+            if not members:
+                _precompile(contexts, stage)
+            opened = stack.enter_context(open_stage(context, stage, checkpoints, silent))
+            silent = quiet  # the first one says what all are
+            setup, nothing = opened.setup, stack.enter_context(contextlib.closing(Profile('')))
+            program = _member_program(contexts, stage)
+            loop = Loop(program, profile=nothing, **opened.parts)
+            loop.log.screen = quiet
+            with screen.waiting(f'{stage}: validating seed {context.config.run.seed}'):
+                loop.start(**opened.start)
+            opened.start.clear()  # the loop has the state
+            name = f'seed {context.config.run.seed}'
+            members.append(Member(name, loop, setup.epochs, opened.before_epoch))
+        if not members:
+            return
+        screen.say(f'{stage}: {len(members)} seeds in one program')
+        fit_members(members, len(contexts), program, screen)
+    for member in members:
+        screen.say(f'{stage}: {member.name}, {describe_end(member.loop.progress)}')
+
+
+def _member_program(contexts: Sequence[RunContext], stage: str) -> Program:
+    """The blocks of steps of all members, whose steps are alike; the same object each time."""
+    programs, name = contexts[0].programs, f'{stage} of {len(contexts)} members'
+    if name not in programs:
+        setup = make_setup(contexts[0], stage)
+        programs[name] = Program(make_member_step(setup.step), setup.program.size)
+    return programs[name]
+
+
+def _precompile(contexts: Sequence[RunContext], stage: str) -> None:
+    """Traces the programs of this stage and of later ones; a thread compiles them meanwhile."""
+    first, places = contexts[0], len(contexts)
+    stages = [s for s in first.config.run.stages if s in TRAINED]
+    for later in stages[stages.index(stage) :]:
+        setup = make_setup(first, later)
+        state = abstract_state(abstract_params(setup.module), setup.optimizer, None)
+        stacked = jax.eval_shape(stack_trees, [state] * places)
+        (batch,) = stack_members([[setup.batch]] * places)
+        key = jnp.stack([jax.random.fold_in(setup.key, 1)] * places)
+        _member_program(contexts, later).precompile(stacked, batch, key, first.executor)
+        if later != stage:  # the first stage validates before it trains, in the main thread
+            first.ranker(later).precompile('selection', first.executor)
+
+
+def write_results(folder: Path, contexts: Sequence[RunContext]) -> str:
+    """Writes WORKDIR/results.json, the results over the seeds, and returns them as a table.
+
+    The file has the card of the first seed without what is its own, and for each row the means and
+    the standard deviations over the seeds, and the paired test of FAME against its backbone.
+    """
+    records = [run_dir.read_json(context.folder / 'results.json') for context in contexts]
+    seeds = [context.config.run.seed for context in contexts]
+    card = {k: v for k, v in records[0]['card'].items() if k not in ('seed', 'stages')}
+    names = [name for name in records[0]['results'] if all(name in r['results'] for r in records)]
+    results = {
+        name: {
+            'model': records[0]['results'][name]['model'],
+            **{
+                statistic: _over([record['results'][name] for record in records], function)
+                for statistic, function in (
+                    ('mean', statistics.fmean),
+                    ('deviation', statistics.stdev),
+                )
+                if statistic == 'mean' or len(seeds) > 1
+            },
+        }
+        for name in names
+    }
+    tests = _tests(contexts) if set(TRAINED) <= set(names) else {}
+    run_dir.write_json(
+        folder / 'results.json',
+        {'seeds': seeds, 'card': card, 'over_seeds': results, 'tests': tests},
+    )
+    return _table(card, results, tests, len(seeds))
+
+
+def _over(rows: Sequence[Mapping[str, Any]], function: Callable[..., float]) -> dict[str, Any]:
+    """A statistic of each metric of validation and test."""
+    return {
+        split: {
+            protocol: {
+                name: function([row[split][protocol][name] for row in rows])
+                for name in rows[0][split][protocol]
+            }
+            for protocol in metrics.PROTOCOLS
+        }
+        for split in ('validation', 'test')
+    }
+
+
+def _tests(contexts: Sequence[RunContext]) -> dict[str, Any]:
+    """FAME's NDCG@10 minus its backbone's: the mean over seeds and users, and each seed's own."""
+    ranks = []
+    for context in contexts:
+        with np.load(context.folder / 'ranks.npz') as file:
+            ranks.append({name: file[name] for name in file.files})
+    tests = {}
+    for split in ('validation', 'test'):
+        for protocol in metrics.PROTOCOLS:
+            first, second = (
+                [significance.ndcg(of[f'{stage}/{split}/{protocol}'], 10) for of in ranks]
+                for stage in ('finetune', 'pretrain')
+            )
+            test = significance.paired_interval(np.mean(first, axis=0), np.mean(second, axis=0))
+            each = [float((a - b).mean()) for a, b in zip(first, second)]
+            tests.setdefault(split, {})[protocol] = test._asdict() | {'of_each_seed': each}
+    return tests
+
+
+def _table(
+    card: Mapping[str, Any],
+    results: Mapping[str, Mapping[str, Any]],
+    tests: Mapping[str, Any],
+    number: int,
+) -> str:
+    """The test metrics of both protocols as mean ± standard deviation, and the paired tests."""
+    columns = [f'{name}@{k}' for name in ('hr', 'ndcg') for k in metrics.CUTOFFS]
+    data = card['dataset']
+    lines = [
+        f'\n{data["name"]}, test: all {data["users"]:,} users, each against all '
+        f'{data["items"]:,} items; mean ± standard deviation of {number} seeds'
+    ]
+    for protocol in metrics.PROTOCOLS:
+        rows = []
+        for row in results.values():
+            cells = [f'{row["mean"]["test"][protocol][column]:.4f}' for column in columns]
+            if 'deviation' in row and any(row['deviation']['test'][protocol].values()):
+                deviation = row['deviation']['test'][protocol]
+                cells = [
+                    f'{cell} ± {deviation[column]:.4f}' for cell, column in zip(cells, columns)
+                ]
+            rows.append([row['model'], *cells])
+        head = [protocol, *(column.upper() for column in columns)]
+        lines.append('\n' + grid(head, rows, right=range(1, len(head))))
+    for split, of_split in tests.items():
+        for protocol, test in of_split.items():
+            interval = significance.PairedInterval(
+                **{name: test[name] for name in significance.PairedInterval._fields}
+            )
+            better = sum(value > 0 for value in test['of_each_seed'])
+            lines.append(
+                f'{"" if lines[-1].startswith("finetune") else chr(10)}finetune minus pretrain, '
+                f'{split}, {protocol} NDCG@10: {interval}; larger in {better} of {number} seeds'
+            )
+    return '\n'.join(lines)

@@ -1,0 +1,247 @@
+"""--seeds: each member is the run of its own seed, however they train, stop and resume."""
+
+import json
+import statistics
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from fame_jax import run_dir
+from fame_jax.evaluation import significance
+from fame_jax.main import main
+from fame_jax.training.step import Program
+
+SEEDS = (0, 1, 7)
+FLAGS = [
+    *('--synthetic=users=120,items=40', '--width=8', '--progress=none'),
+    *('--max_length=12', '--row_length=16', '--rows_per_step=4', '--steps_per_dispatch=4'),
+    *(
+        '--pretrain_epochs=2',
+        '--finetune_epochs=2',
+    ),
+]
+FAME = [
+    '--num_blocks=1',
+    '--num_experts=2',
+    '--model_options=head_loss=.3',
+    '--seen_weight=3',
+    '--ema=.9',
+]
+
+
+def run(workdir, *more):
+    """The exit code of main in this process."""
+    return main([*FLAGS, f'--workdir={workdir}', *more])
+
+
+def best(workdir, stage):
+    """The parameters of a stage's best epoch."""
+    (step,) = (p for p in (workdir / 'checkpoints' / stage).iterdir() if p.name.isdigit())
+    return ocp.StandardCheckpointer().restore(step.absolute() / 'best')
+
+
+def largest_difference(first, second):
+    """Of all leaves but the keys' biases.
+
+    The gradient by a key's bias is 0, since it moves all scores of a query alike; Adam makes steps
+    of its rounding.
+    """
+    differences = [
+        np.abs(np.asarray(leaf) - np.asarray(other)).max()
+        for (path, leaf), other in zip(
+            jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True
+        )
+        if path[-1].key != 'key_bias'
+    ]
+    assert differences
+    return max(differences)
+
+
+def validation(workdir):
+    """NDCG@20 of the lines of metrics.jsonl by stage and epoch."""
+    lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+    return {
+        (line['stage'], line['epoch']): line['ndcg@20']
+        for line in lines
+        if line['split'] == 'validation'
+    }
+
+
+def seeds_of(numbers=SEEDS):
+    return '--seeds=' + ','.join(map(str, numbers))
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        ['--model=fame', *FAME],
+        ['--model=gru4rec'],
+        pytest.param(['--model=bert4rec'], marks=pytest.mark.slow),
+        pytest.param(['--model=cl4srec'], marks=pytest.mark.slow),
+        pytest.param(['--model=iclrec'], marks=pytest.mark.slow),
+        pytest.param(['--model=hstu'], marks=pytest.mark.slow),
+    ],
+    ids=lambda model: model[0].removeprefix('--model='),
+)
+def test_a_member_is_the_run_of_its_seed(tmp_path, model):
+    """To rounding; at the same epochs, and with the ranks of nearly all users."""
+    assert run(tmp_path / 'many', *model, seeds_of(), '--members=vmap') == 0
+    for seed in SEEDS[1:]:
+        assert run(tmp_path / f'{seed}', *model, f'--seed={seed}') == 0
+        many, one = tmp_path / 'many' / f'seed_{seed}', tmp_path / f'{seed}'
+        stages = [path.name for path in (one / 'checkpoints').iterdir()]
+        assert stages
+        for stage in stages:
+            assert largest_difference(best(many, stage), best(one, stage)) < 1e-5
+        curve = validation(one)
+        assert validation(many) == pytest.approx(curve, abs=1e-3)
+        with np.load(many / 'ranks.npz') as first, np.load(one / 'ranks.npz') as second:
+            for name in second.files:
+                assert (first[name] != second[name]).mean() < 0.02
+
+
+def test_one_after_the_other_they_have_the_bits_of_their_runs(tmp_path):
+    assert run(tmp_path / 'many', *FAME, seeds_of(), '--members=loop') == 0
+    assert run(tmp_path / 'one', *FAME, '--seed=7') == 0
+    for stage in ('pretrain', 'finetune'):
+        assert (
+            largest_difference(best(tmp_path / 'many/seed_7', stage), best(tmp_path / 'one', stage))
+            == 0
+        )
+    results = [
+        run_dir.read_json(tmp_path / f / 'results.json')['results'] for f in ('many/seed_7', 'one')
+    ]
+    assert results[0] == results[1]
+
+
+def test_the_results_are_those_of_the_seeds(tmp_path, capsys):
+    """Means and deviations by hand, and the test of FAME against its backbone over all seeds."""
+    assert run(tmp_path, *FAME, seeds_of(), '--finetune_epochs=1') == 0
+    shown = capsys.readouterr().out
+    whole = run_dir.read_json(tmp_path / 'results.json')
+    members = [run_dir.read_json(tmp_path / f'seed_{seed}' / 'results.json') for seed in SEEDS]
+    assert whole['seeds'] == list(SEEDS)
+    assert [member['card']['seed'] for member in members] == list(SEEDS)
+    for stage in ('popularity', 'item_graph', 'pretrain', 'finetune'):
+        values = [m['results'][stage]['test']['masked']['ndcg@10'] for m in members]
+        row = whole['over_seeds'][stage]
+        assert row['mean']['test']['masked']['ndcg@10'] == pytest.approx(statistics.mean(values))
+        assert row['deviation']['test']['masked']['ndcg@10'] == pytest.approx(
+            statistics.stdev(values), abs=1e-12
+        )
+    mean, deviation = row['mean'], row['deviation']
+    cell = '{:.4f} ± {:.4f}'.format(
+        mean['test']['unmasked']['hr@20'], deviation['test']['unmasked']['hr@20']
+    )
+    assert cell in shown
+    differences = []
+    for seed in SEEDS:
+        with np.load(tmp_path / f'seed_{seed}' / 'ranks.npz') as ranks:
+            gains = [
+                significance.ndcg(ranks[f'{stage}/test/masked'], 10).mean()
+                for stage in ('finetune', 'pretrain')
+            ]
+        differences.append(gains[0] - gains[1])
+    test = whole['tests']['test']['masked']
+    assert test['of_each_seed'] == pytest.approx(differences)
+    assert test['difference'] == pytest.approx(np.mean(differences))
+    larger = sum(value > 0 for value in differences)
+    assert f'larger in {larger} of 3 seeds' in shown
+
+
+def test_a_member_that_ends_early_changes_no_more(tmp_path):
+    """Seeds end at epochs of their own, as they do alone."""
+    more = [
+        '--model=sasrec',
+        '--num_blocks=1',
+        '--pretrain_epochs=30',
+        '--patience=2',
+        '--learning_rate=0.03',
+    ]
+    assert run(tmp_path / 'many', *more, seeds_of(), '--members=vmap') == 0
+    ends = []
+    for seed in SEEDS:
+        assert run(tmp_path / f'{seed}', *more, f'--seed={seed}', '--stages=prepare,pretrain') == 0
+        curve, alone = (
+            validation(folder)
+            for folder in (tmp_path / 'many' / f'seed_{seed}', tmp_path / f'{seed}')
+        )
+        ends.append(max(alone)[1])
+        assert curve.keys() == alone.keys()
+        assert curve == pytest.approx(alone, abs=0.02)
+    assert len(set(ends)) > 1
+
+
+@pytest.mark.parametrize(
+    'block', [3, pytest.param(1, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)]
+)
+def test_interrupted_anywhere_they_end_with_the_same_bits(tmp_path, monkeypatch, block):
+    """Before a block the files are those that a kill leaves there."""
+    more = [*FAME, seeds_of(), '--members=vmap', '--checkpoint_seconds=0']
+    assert run(tmp_path / 'whole', *more) == 0
+    call, blocks = Program.__call__, []
+
+    def stop(program, *arguments):
+        blocks.append(program)
+        if len(blocks) == block:
+            raise KeyboardInterrupt
+        return call(program, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Program, '__call__', stop)
+        assert run(tmp_path / 'cut', *more) == 130
+    assert run(tmp_path / 'cut', *more) == 0
+    for seed in SEEDS:
+        for stage in ('pretrain', 'finetune'):
+            first, second = (best(tmp_path / f / f'seed_{seed}', stage) for f in ('whole', 'cut'))
+            assert largest_difference(first, second) == 0
+    results = [run_dir.read_json(tmp_path / f / 'results.json') for f in ('whole', 'cut')]
+    assert results[0]['over_seeds'] == results[1]['over_seeds']
+
+
+def test_a_members_folder_is_a_run(tmp_path, capsys):
+    """Later commands use it, and a finished command says so and changes nothing."""
+    more = [*FAME, seeds_of((3, 4)), '--members=vmap']
+    assert run(tmp_path, *more) == 0
+    before = (tmp_path / 'results.json').read_text()
+    member = f'--workdir={tmp_path / "seed_4"}'
+    assert main([member, '--stages=evaluate,export,recommend', '--progress=none']) == 0
+    assert (tmp_path / 'seed_4' / 'export').is_dir()
+    assert run(tmp_path, *more) == 0
+    after = json.loads((tmp_path / 'results.json').read_text())
+    assert after['over_seeds'] == json.loads(before)['over_seeds']
+    other = ['--stages=finetune,evaluate', f'--backbone={tmp_path / "seed_3"}', '--seed=5']
+    assert run(tmp_path / 'other', *FAME, *other, f'--prepared={tmp_path}') == 0
+
+
+def test_each_seed_is_fine_tuned_from_the_backbone_of_its_seed(tmp_path, capsys):
+    assert run(tmp_path / 'whole', *FAME, seeds_of((0, 1))) == 0
+    again = ['--stages=finetune', f'--prepared={tmp_path}/whole', f'--backbone={tmp_path}/whole']
+    assert run(tmp_path / 'again', *FAME, *again, seeds_of((1, 0))) == 0
+    for seed in (0, 1):
+        first, second = (
+            best(tmp_path / f / f'seed_{seed}', 'finetune') for f in ('whole', 'again')
+        )
+        assert largest_difference(first, second) == 0
+    capsys.readouterr()
+    assert run(tmp_path / 'other', *FAME, *again, seeds_of((0, 9))) == 2
+    assert 'no run of seed 9' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (['--seeds=1,1'], 'has a seed twice'),
+        (['--seeds=1,x'], "'x' is no seed"),
+        (['--seeds=-1'], "'-1' is no seed"),
+        (['--seeds=1,2', '--seed=3'], '--seed does not go with --seeds'),
+        (['--seeds=1,2', '--members=vmap', '--schedule=cosine'], 'schedule'),
+        (['--seeds=1,2', '--members=vmap', '--model=bsarec'], 'rows of several shapes'),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(tmp_path, capsys, flags, words):
+    assert run(tmp_path, *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ') and words in line
