@@ -3,11 +3,12 @@
 Names are exported from the package itself; see fame_jax/__init__.py.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from fame_jax.models.fame import FAME
 from fame_jax.models.item_model import ItemModel
 from fame_jax.serving import export
 from fame_jax.serving.recommender import Recommender
-from fame_jax.stages import settings
+from fame_jax.stages import members, settings
 from fame_jax.stages.context import EVAL_USERS
 from fame_jax.stages.model_source import read_source
 from fame_jax.stages.open_recommender import open_recommender
@@ -173,12 +174,11 @@ def fit(
     if workdir is None:
         workdir = Path('runs') / _folder_name(data, model, training)
     folder = Path(workdir)
-    if len(training.seeds) == 1:
-        return _fit(data, model, training, training.seeds[0], folder, progress)
-    runs = tuple(
-        _fit(data, model, training, seed, folder / f'seed_{seed}', progress)
-        for seed in training.seeds
-    )
+    several = len(training.seeds) > 1
+    folders = {s: folder / f'seed_{s}' if several else folder for s in training.seeds}
+    runs = _fit(data, model, training, folders, folder, progress)
+    if not several:
+        return runs[0]
     # Runs of earlier versions were selected by the masked ranking.
     select_on = run_dir.read_json(runs[0].workdir / 'results.json')['card'].get('select_on')
     protocol = select_on or 'masked'
@@ -269,36 +269,55 @@ def _fit(
     data: Dataset,
     model: ItemModel,
     training: Training,
-    seed: int,
-    folder: Path,
+    folders: Mapping[int, Path],
+    parent: Path,
     progress: str,
-) -> FitResult:
-    """One run: the stages from data to results."""
-    given = flags.parse(
-        [
-            f'--workdir={folder}',
-            f'--dataset={data.card.get("name", "data")}',
-            f'--seed={seed}',
-            f'--progress={progress}',
-            *training.flags(),
+) -> tuple[FitResult, ...]:
+    """A run of each seed in a folder of its own: the stages from data to results.
+
+    Runs of several seeds use the data in the folder of all.
+    """
+    several = len(folders) > 1
+    argv = [
+        f'--dataset={data.card.get("name", "data")}',
+        f'--progress={progress}',
+        *training.flags(),
+    ]
+    with contextlib.ExitStack() as stack:
+
+        def open_context(*more: str) -> stages.RunContext:
+            context = stages.open_run(flags.parse([*argv, *more]), model)
+            stack.enter_context(contextlib.closing(context))
+            context.prints = progress != 'none'
+            return context
+
+        if several:
+            of_data = open_context(f'--workdir={parent}', '--stages=prepare')
+            _save_data(data, of_data)
+            argv.append(f'--prepared={parent}')
+        contexts = [
+            open_context(f'--workdir={folder}', f'--seed={seed}')
+            for seed, folder in folders.items()
         ]
-    )
-    context = stages.open_run(given, model)
-    context.prints = progress != 'none'
-    try:
-        _save_data(data, context)
-        for name in context.config.run.stages:
-            if name != 'prepare':
-                with context.screen.waiting(name):
-                    stages.STAGES[name](context)
-        recommender = open_recommender(context)
-    except Interrupted as error:
-        raise KeyboardInterrupt(
-            f'{error}; call fit again with the same arguments to go on'
-        ) from None
-    finally:
-        context.close()
-    results = run_dir.read_json(folder / 'results.json')['results']
+        if not several:
+            _save_data(data, contexts[0])
+        wanted = [name for name in contexts[0].config.run.stages if name != 'prepare']
+        try:
+            members.run_stages(contexts, wanted, stages.STAGES)
+            if several:
+                table = members.write_results(parent, contexts)
+                if progress != 'none':
+                    print(table)
+            return tuple(map(_read_result, contexts))
+        except Interrupted as error:
+            raise KeyboardInterrupt(
+                f'{error}; call fit again with the same arguments to go on'
+            ) from None
+
+
+def _read_result(context: stages.RunContext) -> FitResult:
+    """The result of a run that has been evaluated."""
+    results = run_dir.read_json(context.folder / 'results.json')['results']
     of_stage = {
         name: {split: result[split] for split in ('validation', 'test')}
         for name, result in results.items()
@@ -309,8 +328,8 @@ def _fit(
         deviations={},
         stages=of_stage,
         history=context.metrics.read(),
-        workdir=folder,
-        recommender=recommender,
+        workdir=context.folder,
+        recommender=open_recommender(context),
     )
 
 

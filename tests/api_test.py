@@ -142,7 +142,15 @@ def test_several_seeds_are_several_runs(data, tmp_path):
     assert one != two
     assert result.metrics['test']['masked']['mrr'] == pytest.approx((one + two) / 2)
     assert result.deviations['test']['masked']['mrr'] == pytest.approx(abs(one - two) / 2**0.5)
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ['seed_0', 'seed_1']
+    for run in result.runs:
+        name = f'fit_{run.workdir.name}'
+        seed = int(run.workdir.name.removeprefix('seed_'))
+        alone = fj.Training(**SHORT, seeds=[seed])
+        single = fj.fit(data, fj.SASRec(**TINY), alone, workdir=tmp_path / name, progress='none')
+        assert single.metrics == run.metrics
+        loaded = fj.load(run.workdir).model.item_VD
+        np.testing.assert_array_equal(loaded, single.recommender.model.item_VD)
+    assert (tmp_path / 'dataset').is_dir() and not (tmp_path / 'seed_0' / 'dataset').exists()
 
 
 OTHERS = {
@@ -173,14 +181,17 @@ def test_the_best_seed_by_validation_recommends(protocol, other, data, monkeypat
     """Three runs by hand, of which the best by test or by the other ranking is another one."""
     validation, test = [0.1, 0.3, 0.2], [0.6, 0.1, 0.5]
 
-    def run(data, model, training, seed, folder, progress):
-        values = {'validation': validation[seed], 'test': test[seed]}
-        metrics = {
-            s: {protocol: {'ndcg@20': v}, other: {'ndcg@20': 1 - v}} for s, v in values.items()
-        }
-        folder.mkdir()
-        (folder / 'results.json').write_text(json.dumps({'card': {'select_on': protocol}}))
-        return fj.FitResult(metrics, {}, {}, [], folder, recommender=f'of seed {seed}')
+    def run(data, model, training, folders, parent, progress):
+        results = []
+        for seed, folder in folders.items():
+            values = {'validation': validation[seed], 'test': test[seed]}
+            metrics = {
+                s: {protocol: {'ndcg@20': v}, other: {'ndcg@20': 1 - v}} for s, v in values.items()
+            }
+            folder.mkdir()
+            (folder / 'results.json').write_text(json.dumps({'card': {'select_on': protocol}}))
+            results.append(fj.FitResult(metrics, {}, {}, [], folder, recommender=f'of seed {seed}'))
+        return tuple(results)
 
     monkeypatch.setattr(api, '_fit', run)
     training = fj.Training(seeds=[0, 1, 2])

@@ -178,6 +178,8 @@ ELSEWHERE = {
     'data_parallel': 'test_a_run_on_a_mesh_is_that_of_one_device',
     'model_parallel': 'test_a_run_on_a_mesh_is_that_of_one_device',
     'distributed': 'test_two_processes_are_one_run',
+    'seeds': 'test_one_after_the_other_they_have_the_bits_of_their_runs',
+    'members': 'test_a_member_is_the_run_of_its_seed',
 }
 
 
