@@ -14,7 +14,7 @@ test: $(VENV)/installed
 # The long tests too; those on real data where FAME_JAX_DATA, or a folder next to the clone, has it.
 test-all: export FAME_JAX_DATA ?= $(abspath $(firstword $(wildcard ../*/data)))
 test-all: $(VENV)/installed
-	$(RUN) -m pytest -n 2 --dist loadfile -m 'not fuzz'
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'not fuzz' --durations=25
 
 # Thousands of random inputs for readers, runs and serving, new ones each time.
 fuzz: $(VENV)/installed

@@ -186,12 +186,12 @@ def test_a_member_that_ends_early_changes_no_more(tmp_path):
     assert len(set(ends)) > 1
 
 
-@pytest.mark.parametrize(
-    'block', [3, pytest.param(1, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize('block', [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_interrupted_anywhere_they_end_with_the_same_bits(tmp_path, monkeypatch, block):
     """Before a block the files are those that a kill leaves there."""
-    more = [*FAME, seeds_of(), '--members=vmap', '--checkpoint_seconds=0']
+    seeds = (0, 7)
+    more = [*FAME, seeds_of(seeds), '--members=vmap', '--checkpoint_seconds=0']
+    more += ['--finetune_epochs=1', '--rows_per_step=8']
     assert run(tmp_path / 'whole', *more) == 0
     call, blocks = Program.__call__, []
 
@@ -205,7 +205,7 @@ def test_interrupted_anywhere_they_end_with_the_same_bits(tmp_path, monkeypatch,
         patch.setattr(Program, '__call__', stop)
         assert run(tmp_path / 'cut', *more) == 130
     assert run(tmp_path / 'cut', *more) == 0
-    for seed in SEEDS:
+    for seed in seeds:
         for stage in ('pretrain', 'finetune'):
             first, second = (best(tmp_path / f / f'seed_{seed}', stage) for f in ('whole', 'cut'))
             assert largest_difference(first, second) == 0
