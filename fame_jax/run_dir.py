@@ -10,6 +10,11 @@ checkpoints/     by stage
 text/            item vectors and labels of FAME+; heads.svg and items.svg show them trained
 model_source.py  the class, where --model names one outside this package
 tensorboard/     event files
+
+The folder of several seeds holds the data of all, and
+
+seed_0/, ...     a run each
+seeds.json       means and deviations of their metrics, and tests over all of them
 """
 
 import contextlib
@@ -25,6 +30,7 @@ from typing import IO, Any, BinaryIO
 from fame_jax.errors import UserError, explain_os_errors
 
 LOCK = '.lock'
+SEEDS = 'seeds.json'
 ATTEMPTS = 1000  # to lock a folder that other processes make and remove
 
 
@@ -203,3 +209,9 @@ class NullMetrics(Metrics):
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and value - value != 0 else value
+
+
+def seed_folders(folder: Path) -> list[Path]:
+    """The runs in a folder of several seeds, by seed; [] for any other folder."""
+    found = [path for path in folder.glob('seed_*') if path.name[5:].isdecimal() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name[5:]))

@@ -28,7 +28,7 @@ class Run:
     seeds: tuple[str, ...] = field(
         (),
         'Several seeds in the place of --seed, such as 0,1,2: a run each, in WORKDIR/seed_0 and so '
-        'on, and their means and deviations in WORKDIR/results.json.',
+        'on, and their means and deviations in WORKDIR/seeds.json.',
         binds='',
     )
     progress: str = field(

@@ -2,16 +2,17 @@
 
     python -m fame_jax.report.tables runs/*/results.json --against=FAME --out=runs
 
-A RUN is a folder with results.json, and ranks.npz for the paired tests; or a JSON file with the
-contents of one results.json, of several by name, or of an earlier tables.json. Runs of one data set
-make one table for each protocol: mean and sample standard deviation over seeds, next to the figures
-that other authors printed. Nothing is selected on test figures.
+A RUN is a folder with results.json, and ranks.npz for the paired tests; the folder of several seeds,
+which stands for all of them; or a JSON file with the contents of one results.json, of several by
+name, or of an earlier tables.json. Runs of one data set make one table for each protocol: mean and
+sample standard deviation over seeds, next to the figures that other authors printed. Nothing is
+selected on test figures.
 """
 
 import argparse
 import sys
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +96,14 @@ class Result(NamedTuple):
             raise UserError(f'{path} has no ranks of {self.stage}; run evaluate again') from error
 
 
+def _seeds_apart(paths: Iterable[Path]) -> Iterator[Path]:
+    """The paths, with the runs of its seeds in the place of a folder of several seeds."""
+    for path in paths:
+        folder = path.parent if path.name == run_dir.SEEDS else path
+        seeds = [] if (folder / 'results.json').exists() else run_dir.seed_folders(folder)
+        yield from seeds or [path]
+
+
 def read_runs(paths: Iterable[str | Path]) -> tuple[list[Result], dict[str, Any]]:
     """The trained models of several runs in their order, and by data set the baselines by name.
 
@@ -103,7 +112,7 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Result], dict[str, Any]
     """
     results: list[Result] = []
     baselines: dict[str, dict[str, Any]] = {}
-    for path in map(Path, paths):
+    for path in _seeds_apart(map(Path, paths)):
         path = path.parent if path.name == 'results.json' else path
         folder = None if path.suffix == '.json' else path
         content = run_dir.read_json(path / 'results.json' if folder else path)

@@ -269,6 +269,17 @@ class RunContext:
         """Whether the stage has a checkpoint, finished or not."""
         return bool(self.progress(stage))
 
+    def untrained(self) -> UserError:
+        """The error of a stage that needs a trained model where there is none."""
+        seeds = run_dir.seed_folders(self.folder)
+        if seeds:
+            numbers = ','.join(path.name.removeprefix('seed_') for path in seeds)
+            return UserError(
+                f'{self.folder} holds runs of several seeds; use one of them, such as '
+                f'{seeds[0]}, or add --seeds={numbers}'
+            )
+        return UserError(f'{self.folder} holds no trained model; run pretrain or finetune first')
+
     def progress(self, stage: str) -> dict[str, Any]:
         """The progress in the stage's newest checkpoint; empty without one."""
         if not (self.folder / 'checkpoints' / stage).is_dir():

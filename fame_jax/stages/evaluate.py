@@ -10,7 +10,6 @@ import numpy as np
 
 from fame_jax import machine, run_dir
 from fame_jax.data.card import REPEATS_SAID
-from fame_jax.errors import UserError
 from fame_jax.evaluation import facet_probe, histories, lists, metrics, significance
 from fame_jax.evaluation.ranking import Ranks, rank_users
 from fame_jax.models.item_model import ItemModel
@@ -60,7 +59,7 @@ def evaluate(context: RunContext) -> None:
         facets = _probe_facets(context, params) if 'facet_block' in params else {}
         results[stage] |= {'facets': facets} if facets else {}
     if not stages:
-        raise UserError(f'{context.folder} holds no trained model; run pretrain or finetune first')
+        raise context.untrained()
     # Read from a checkpoint, which all processes open together.
     protocol = 'masked' if context.selects_masked else 'unmasked'
     if not processes.is_chief():

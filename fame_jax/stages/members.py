@@ -1,7 +1,7 @@
 """Several seeds of one run: --seeds.
 
-WORKDIR holds the prepared data and the results over the seeds; WORKDIR/seed_0 and so on hold a run
-each, as a command with --seed=0 makes it, which every other command can use.
+WORKDIR holds the prepared data and seeds.json, the results over the seeds; WORKDIR/seed_0 and so on
+hold a run each, as a command with --seed=0 makes it, which every other command can use.
 
     auto    vmap on an accelerator, loop on a CPU
     vmap    all seeds in one program, each operation for all of them, which rounds otherwise
@@ -87,7 +87,7 @@ def _backbone_of(backbone: str, seed: int) -> str:
     Raises:
       UserError: when that run has other seeds only.
     """
-    if backbone in ('pretrain', 'scratch') or not any(Path(backbone).glob('seed_*')):
+    if backbone in ('pretrain', 'scratch') or not run_dir.seed_folders(Path(backbone)):
         return backbone
     own = Path(backbone) / f'seed_{seed}'
     if not own.is_dir():
@@ -99,7 +99,8 @@ def parse_seeds(given: config_flags.Given) -> list[int]:
     """The numbers of --seeds.
 
     Raises:
-      UserError: for a value that is no seed, a seed given twice, or --seed or --distributed too.
+      UserError: for a value that is no seed or is given twice, or with --seed, --distributed or
+        --out.
     """
     texts = given.get('seeds')
     for text in texts:
@@ -111,7 +112,7 @@ def parse_seeds(given: config_flags.Given) -> list[int]:
     seeds = [int(text) for text in texts]
     if len(set(seeds)) < len(seeds):
         raise UserError(f'--seeds={",".join(texts)} has a seed twice; give each once')
-    for name in ('seed', 'distributed'):
+    for name in ('seed', 'distributed', 'out'):  # the seeds would write the same file
         if name in given.values:
             raise UserError(f'--{name} does not go with --seeds; leave one of them out')
     return seeds
@@ -231,14 +232,15 @@ def _precompile(contexts: Sequence[RunContext], stage: str) -> None:
 
 
 def write_results(folder: Path, contexts: Sequence[RunContext]) -> str:
-    """Writes WORKDIR/results.json, the results over the seeds, and returns them as a table.
+    """Writes WORKDIR/seeds.json, the results over the seeds, and returns them as a table.
 
-    The file has the card of the first seed without what is its own, and for each row the means and
-    the standard deviations over the seeds, and the paired test of FAME against its backbone.
+    The file has the card of the first seed without what is its own; for each row the means and the
+    standard deviations over the seeds; and the paired test of FAME against its backbone.
     """
     records = [run_dir.read_json(context.folder / 'results.json') for context in contexts]
     seeds = [context.config.run.seed for context in contexts]
     card = {k: v for k, v in records[0]['card'].items() if k not in ('seed', 'stages')}
+    card['config'] = {k: v for k, v in card['config'].items() if k not in ('seed', 'workdir')}
     names = [name for name in records[0]['results'] if all(name in r['results'] for r in records)]
     results = {
         name: {
@@ -256,7 +258,7 @@ def write_results(folder: Path, contexts: Sequence[RunContext]) -> str:
     }
     tests = _tests(contexts) if set(TRAINED) <= set(names) else {}
     run_dir.write_json(
-        folder / 'results.json',
+        folder / run_dir.SEEDS,
         {'seeds': seeds, 'card': card, 'over_seeds': results, 'tests': tests},
     )
     return _table(card, results, tests, len(seeds))

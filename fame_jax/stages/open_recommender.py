@@ -35,7 +35,7 @@ def open_recommender(context: RunContext, mesh: Mesh | None = None) -> Recommend
     data = context.data
     stage = next((stage for stage in reversed(TRAINED) if context.is_trained(stage)), None)
     if stage is None:
-        raise UserError(f'{context.folder} holds no trained model; run pretrain or finetune first')
+        raise context.untrained()
     model_source.check_source(context)
     module = context.module(stage, mesh)
     if not context.is_finished(stage):

@@ -11,6 +11,7 @@ import pytest
 from fame_jax import run_dir
 from fame_jax.evaluation import significance
 from fame_jax.main import main
+from fame_jax.report import tables
 from fame_jax.training.step import Program
 
 SEEDS = (0, 1, 7)
@@ -132,7 +133,7 @@ def test_the_results_are_those_of_the_seeds(tmp_path, capsys):
     """Means and deviations by hand, and the test of FAME against its backbone over all seeds."""
     assert run(tmp_path, *FAME, seeds_of(), '--finetune_epochs=1') == 0
     shown = capsys.readouterr().out
-    whole = run_dir.read_json(tmp_path / 'results.json')
+    whole = run_dir.read_json(tmp_path / 'seeds.json')
     members = [run_dir.read_json(tmp_path / f'seed_{seed}' / 'results.json') for seed in SEEDS]
     assert whole['seeds'] == list(SEEDS)
     assert [member['card']['seed'] for member in members] == list(SEEDS)
@@ -209,7 +210,7 @@ def test_interrupted_anywhere_they_end_with_the_same_bits(tmp_path, monkeypatch,
         for stage in ('pretrain', 'finetune'):
             first, second = (best(tmp_path / f / f'seed_{seed}', stage) for f in ('whole', 'cut'))
             assert largest_difference(first, second) == 0
-    results = [run_dir.read_json(tmp_path / f / 'results.json') for f in ('whole', 'cut')]
+    results = [run_dir.read_json(tmp_path / f / 'seeds.json') for f in ('whole', 'cut')]
     assert results[0]['over_seeds'] == results[1]['over_seeds']
 
 
@@ -217,12 +218,20 @@ def test_a_members_folder_is_a_run(tmp_path, capsys):
     """Later commands use it, and a finished command says so and changes nothing."""
     more = [*FAME, seeds_of((3, 4)), '--members=vmap']
     assert run(tmp_path, *more) == 0
-    before = (tmp_path / 'results.json').read_text()
+    before = (tmp_path / 'seeds.json').read_text()
+    capsys.readouterr()
+    assert main([f'--workdir={tmp_path}', '--stages=evaluate', '--progress=none']) == 2
+    assert f'use one of them, such as {tmp_path}/seed_3, or add --seeds=3,4' in (
+        capsys.readouterr().err
+    )
+    assert [(r.seed, r.stage) for r in tables.read_runs([tmp_path])[0]] == [
+        (seed, stage) for seed in (3, 4) for stage in ('pretrain', 'finetune')
+    ]
     member = f'--workdir={tmp_path / "seed_4"}'
     assert main([member, '--stages=evaluate,export,recommend', '--progress=none']) == 0
     assert (tmp_path / 'seed_4' / 'export').is_dir()
     assert run(tmp_path, *more) == 0
-    after = json.loads((tmp_path / 'results.json').read_text())
+    after = json.loads((tmp_path / 'seeds.json').read_text())
     assert after['over_seeds'] == json.loads(before)['over_seeds']
     other = ['--stages=finetune,evaluate', f'--backbone={tmp_path / "seed_3"}', '--seed=5']
     assert run(tmp_path / 'other', *FAME, *other, f'--prepared={tmp_path}') == 0
@@ -249,6 +258,7 @@ def test_each_seed_is_fine_tuned_from_the_backbone_of_its_seed(tmp_path, capsys)
         (['--seeds=1,x'], "'x' is no seed"),
         (['--seeds=-1'], "'-1' is no seed"),
         (['--seeds=1,2', '--seed=3'], '--seed does not go with --seeds'),
+        (['--seeds=1,2', '--out=a.csv', '--stages=recommend'], '--out does not go with'),
         (['--seeds=1,2', '--members=vmap', '--schedule=cosine'], 'schedule'),
         (['--seeds=1,2', '--members=vmap', '--model=bsarec'], 'rows of several shapes'),
     ],
