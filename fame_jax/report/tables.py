@@ -2,11 +2,11 @@
 
     python -m fame_jax.report.tables runs/*/results.json --against=FAME --out=runs
 
-A RUN is a folder with results.json, and ranks.npz for the paired tests; the folder of several seeds,
-which stands for all of them; or a JSON file with the contents of one results.json, of several by
-name, or of an earlier tables.json. Runs of one data set make one table for each protocol: mean and
-sample standard deviation over seeds, next to the figures that other authors printed. Nothing is
-selected on test figures.
+A RUN is a folder with results.json, and ranks.npz for the paired tests; the folder of several
+seeds, which stands for all of them; or a JSON file with the contents of one results.json, of
+several by name, or of an earlier tables.json. Runs of one data set make one table for each
+protocol: mean and sample standard deviation over seeds, next to the figures that other authors
+printed. Nothing is selected on test figures.
 """
 
 import argparse

@@ -12,7 +12,7 @@ hold a run each, as a command with --seed=0 makes it, which every other command 
 import contextlib
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,28 +54,30 @@ def run_seeds(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
     Raises:
       UserError: for settings that do not fit together or to what the folders hold.
     """
-    seeds = parse_seeds(given)
+    seeds, folder = parse_seeds(given), Path(given.workdir)
     values = {name: value for name, value in given.values.items() if name != 'seeds'}
-    folder = Path(given.workdir)
-    alone = dataclasses.replace(given, values={**values, 'workdir': str(folder)})
-    config, _ = settings.complete(alone)
-    wanted = config.run.stages
-    prepared = config.data.prepared or str(folder)
+    prepared = values.get('prepared', str(folder))
+
+    def of_seed(seed: int, **more: Any) -> config_flags.Given:
+        own = {'workdir': str(folder / f'seed_{seed}'), 'seed': seed, **more}
+        if 'backbone' in values:
+            own['backbone'] = _backbone_of(values['backbone'], seed)
+        return dataclasses.replace(given, values={**values, **own})
+
+    wanted = settings.complete(of_seed(seeds[0]))[0].run.stages
+    if 'prepare' in wanted and 'prepared' not in values:
+        of_data = {**values, 'workdir': str(folder), 'stages': ('prepare',)}
+        first = open_run(dataclasses.replace(given, values=of_data), screen=screen)
+        with contextlib.closing(first) as context:
+            prepare(context)
+    wanted = tuple(stage for stage in wanted if stage != 'prepare')
     with contextlib.ExitStack() as stack:
-        if not config.data.prepared:
-            of_data = {**values, 'workdir': str(folder), 'stages': ('prepare',)}
-            first = dataclasses.replace(given, values=of_data)
-            with contextlib.closing(open_run(first, screen=screen)) as context:
-                if 'prepare' in wanted:
-                    prepare(context)
-        wanted = tuple(stage for stage in wanted if stage != 'prepare')
-        contexts = []
-        for seed in seeds if wanted else ():
-            own = {'workdir': str(folder / f'seed_{seed}'), 'seed': seed, 'stages': wanted}
-            own['backbone'] = _backbone_of(config.training.backbone, seed)
-            member = dataclasses.replace(given, values={**values, **own, 'prepared': prepared})
-            contexts.append(open_run(member, screen=screen))
-            stack.enter_context(contextlib.closing(contexts[-1]))
+        contexts = [
+            open_run(of_seed(seed, stages=wanted, prepared=prepared), screen=screen)
+            for seed in (seeds if wanted else ())
+        ]
+        for context in contexts:
+            stack.enter_context(contextlib.closing(context))
         run_stages(contexts, wanted, stages)
         if 'evaluate' in wanted:
             print(write_results(folder, contexts))
@@ -135,20 +137,18 @@ def run_stages(
             train_members(contexts, stage)
             continue
         for context in contexts:
-            with _told(context, stage, contexts), context.screen.waiting(stage):
+            with _one_of(contexts, context, stage), context.screen.waiting(stage):
                 stages[stage](context)
 
 
 @contextlib.contextmanager
-def _told(context: RunContext, stage: str, contexts: Sequence[RunContext]) -> Any:
-    """Says which seed comes, where there are several; the table of all seeds is printed alone."""
-    several = len(contexts) > 1
-    if several and stage in TRAINED:
+def _one_of(contexts: Sequence[RunContext], context: RunContext, stage: str) -> Iterator[None]:
+    """Names the seed before it trains, and leaves out its own table, where it is not alone."""
+    prints = context.prints
+    if len(contexts) > 1 and stage in TRAINED:
         context.screen.say(f'{stage}: seed {context.config.run.seed}')
-    prints, context.prints = (
-        context.prints,
-        context.prints and not (several and stage == 'evaluate'),
-    )
+    if len(contexts) > 1 and stage == 'evaluate':
+        context.prints = False
     try:
         yield
     finally:

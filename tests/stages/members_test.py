@@ -233,6 +233,10 @@ def test_a_members_folder_is_a_run(tmp_path, capsys):
     assert run(tmp_path, *more) == 0
     after = json.loads((tmp_path / 'seeds.json').read_text())
     assert after['over_seeds'] == json.loads(before)['over_seeds']
+    of_all = [f'--workdir={tmp_path}', '--seeds=3,4', '--stages=evaluate', '--progress=none']
+    assert main(of_all) == 0  # the flags of the runs are in their folders
+    again = json.loads((tmp_path / 'seeds.json').read_text())
+    assert again['over_seeds'] == after['over_seeds']
     other = ['--stages=finetune,evaluate', f'--backbone={tmp_path / "seed_3"}', '--seed=5']
     assert run(tmp_path / 'other', *FAME, *other, f'--prepared={tmp_path}') == 0
 
