@@ -42,6 +42,8 @@ from fame_jax.training.step import Program, abstract_state
 
 Run = Callable[[RunContext], None]
 
+SHOWN = ('hr@10', 'ndcg@10', 'ndcg@20')  # the metrics on the screen
+
 
 def run_seeds(given: config_flags.Given, stages: Mapping[str, Run], screen: Screen) -> None:
     """Runs the stages of a command with --seeds.
@@ -261,7 +263,7 @@ def write_results(folder: Path, contexts: Sequence[RunContext]) -> str:
         folder / run_dir.SEEDS,
         {'seeds': seeds, 'card': card, 'over_seeds': results, 'tests': tests},
     )
-    return _table(card, results, tests, len(seeds))
+    return _table(card, results, tests, folder, len(seeds))
 
 
 def _over(rows: Sequence[Mapping[str, Any]], function: Callable[..., float]) -> dict[str, Any]:
@@ -301,35 +303,45 @@ def _table(
     card: Mapping[str, Any],
     results: Mapping[str, Mapping[str, Any]],
     tests: Mapping[str, Any],
+    folder: Path,
     number: int,
 ) -> str:
     """The test metrics of both protocols as mean ± standard deviation, and the paired tests."""
-    columns = [f'{name}@{k}' for name in ('hr', 'ndcg') for k in metrics.CUTOFFS]
     data = card['dataset']
     lines = [
         f'\n{data["name"]}, test: all {data["users"]:,} users, each against all '
         f'{data["items"]:,} items; mean ± standard deviation of {number} seeds'
     ]
     for protocol in metrics.PROTOCOLS:
-        rows = []
-        for row in results.values():
-            cells = [f'{row["mean"]["test"][protocol][column]:.4f}' for column in columns]
-            if 'deviation' in row and any(row['deviation']['test'][protocol].values()):
-                deviation = row['deviation']['test'][protocol]
-                cells = [
-                    f'{cell} ± {deviation[column]:.4f}' for cell, column in zip(cells, columns)
-                ]
-            rows.append([row['model'], *cells])
-        head = [protocol, *(column.upper() for column in columns)]
+        rows = [[row['model'], *_cells(row, protocol)] for row in results.values()]
+        head = [protocol, *(column.upper() for column in SHOWN)]
         lines.append('\n' + grid(head, rows, right=range(1, len(head))))
-    for split, of_split in tests.items():
-        for protocol, test in of_split.items():
-            interval = significance.PairedInterval(
-                **{name: test[name] for name in significance.PairedInterval._fields}
-            )
-            better = sum(value > 0 for value in test['of_each_seed'])
-            lines.append(
-                f'{"" if lines[-1].startswith("finetune") else chr(10)}finetune minus pretrain, '
-                f'{split}, {protocol} NDCG@10: {interval}; larger in {better} of {number} seeds'
-            )
+    if tests:
+        rows = [
+            [
+                f'{split}, {protocol}',
+                f'{_short(test["difference"], "+")}',
+                f'{_short(test["low"], "+")} to {_short(test["high"], "+")}',
+                f'{sum(value > 0 for value in test["of_each_seed"])} of {number}',
+            ]
+            for split, of_split in tests.items()
+            for protocol, test in of_split.items()
+        ]
+        head = ['finetune minus pretrain, NDCG@10', 'mean', '95 % over users', 'seeds above 0']
+        lines.append('\n' + grid(head, rows, right=(1, 2, 3)))
+    lines.append(f'\nThe runs are in {folder}/seed_*; {folder / run_dir.SEEDS} has all figures.')
     return '\n'.join(lines)
+
+
+def _cells(row: Mapping[str, Any], protocol: str) -> list[str]:
+    """The shown metrics of a row; without a deviation where there is none."""
+    mean = row['mean']['test'][protocol]
+    deviation = row.get('deviation', row['mean'])['test'][protocol]
+    if 'deviation' not in row or not any(deviation.values()):
+        return [_short(mean[name]) for name in SHOWN]
+    return [f'{_short(mean[name])} ± {_short(deviation[name])}' for name in SHOWN]
+
+
+def _short(value: float, sign: str = '') -> str:
+    """Four digits without a leading 0."""
+    return f'{value:{sign}.4f}'.replace('0.', '.', 1)

@@ -146,9 +146,9 @@ def test_the_results_are_those_of_the_seeds(tmp_path, capsys):
         )
     mean, deviation = row['mean'], row['deviation']
     cell = '{:.4f} ± {:.4f}'.format(
-        mean['test']['unmasked']['hr@20'], deviation['test']['unmasked']['hr@20']
+        mean['test']['unmasked']['ndcg@20'], deviation['test']['unmasked']['ndcg@20']
     )
-    assert cell in shown
+    assert cell.replace('0.', '.') in shown
     differences = []
     for seed in SEEDS:
         with np.load(tmp_path / f'seed_{seed}' / 'ranks.npz') as ranks:
@@ -161,7 +161,9 @@ def test_the_results_are_those_of_the_seeds(tmp_path, capsys):
     assert test['of_each_seed'] == pytest.approx(differences)
     assert test['difference'] == pytest.approx(np.mean(differences))
     larger = sum(value > 0 for value in differences)
-    assert f'larger in {larger} of 3 seeds' in shown
+    (line,) = (line for line in shown.splitlines() if line.startswith('test, masked'))
+    assert line.endswith(f'{larger} of 3')
+    assert f'{np.mean(differences):+.4f}'.replace('0.', '.', 1) in line
 
 
 def test_a_member_that_ends_early_changes_no_more(tmp_path):
