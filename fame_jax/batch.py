@@ -7,7 +7,8 @@
     U  users                             T  tokens: B * L in one axis
     E  width of a text vector            C  labels of a facet
     Q, S  query and source positions, where attention has two axes of L
-    P, S  labels of a batch and items of each; S also the slots for an item's labels
+    P, S  labels of a batch and items of each; S also the slots for an item's labels, and runs that
+          train together
 
 A name ends with its letters (`query_BLD`), and einsum strings use the same letters. Tables indexed
 by item id have V + 1 rows, with row 0 for the padding; their names still end with V.

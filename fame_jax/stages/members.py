@@ -168,6 +168,7 @@ def choose_how(context: RunContext, stage: str) -> str:
         'rows of several shapes': context.module(stage).row_layout == 'prefixes',
         'a mesh of devices': context.mesh is not None,
         'a schedule, which counts the steps of each seed': config.training.has_schedule,
+        'a profile': bool(config.devices.profile),
     }
     reason = next((reason for reason, holds in reasons.items() if holds), '')
     if how == 'auto':
@@ -191,7 +192,7 @@ def train_members(contexts: Sequence[RunContext], stage: str) -> None:
             if not members:
                 _precompile(contexts, stage)
             opened = stack.enter_context(open_stage(context, stage, checkpoints, silent))
-            silent = quiet  # the first one says what all are
+            silent = quiet  # the model is named once
             setup, nothing = opened.setup, stack.enter_context(contextlib.closing(Profile('')))
             program = _member_program(contexts, stage)
             loop = Loop(program, profile=nothing, **opened.parts)
@@ -236,8 +237,8 @@ def _precompile(contexts: Sequence[RunContext], stage: str) -> None:
 def write_results(folder: Path, contexts: Sequence[RunContext]) -> str:
     """Writes WORKDIR/seeds.json, the results over the seeds, and returns them as a table.
 
-    The file has the card of the first seed without what is its own; for each row the means and the
-    standard deviations over the seeds; and the paired test of FAME against its backbone.
+    The file has the protocol card, without the parts of a single seed; the mean and the standard
+    deviation of each model; and the paired test of FAME against its backbone.
     """
     records = [run_dir.read_json(context.folder / 'results.json') for context in contexts]
     seeds = [context.config.run.seed for context in contexts]

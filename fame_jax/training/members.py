@@ -1,12 +1,12 @@
-"""Several runs of one model trained at once, in one program: members, which differ in their seeds.
+"""Runs of one model with several seeds, trained at once in one program; each run is a member.
 
 step = make_member_step(step)              the step of one run, for all members
 program = Program(step, size)              blocks of steps, as for one run
 fit_members(members, 3, program, screen)   epochs until every member has ended
 
-Each member has its own parameters, batches, dropout, negatives, validation and early stop: those of
-a run of its own with that seed. The program has one size: in the places of members that have ended
-it computes what is thrown away, since compiling it again takes longer.
+A member has the parameters, batches, dropout, negatives, validation and early stop of a run of its
+own with that seed. The program keeps its size: the results of members that have ended are
+discarded, because compiling again takes longer than computing them.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class MemberBatch(NamedTuple):
 
     Fields:
       batch: fields [S, B, L].
-      is_live_S: bool; a member whose epoch has ended waits for the others, and does not change.
+      is_live_S: bool; False for a member whose epoch has ended, which must not change.
     """
 
     batch: Batch
@@ -65,7 +65,7 @@ class Member:
 def make_member_step(step: Step) -> Step:
     """The step of all members, (state, batch, key) -> (state, sums), each with a leading axis S.
 
-    Each operation computes all members, which may round otherwise than one member alone.
+    Each operation computes all members (`jax.vmap`); its rounding may differ from that of one.
 
     Args:
       step: of one run, made by `make_step`.
@@ -125,7 +125,7 @@ def _take_epoch(
     state = stack_trees([loop.state for loop in loops] + [first.state] * empty)
     key = jnp.stack([loop.key for loop in loops] + [first.key] * empty)
     for loop in loops:
-        loop.state = None  # the stack has it; two copies would take twice the memory
+        loop.state = None  # a second copy would take the memory of the stack once more
     while any(
         blocks := [list(itertools.islice(member.data.batches, program.size)) for member in members]
     ):
@@ -136,15 +136,13 @@ def _take_epoch(
         _add_sums(loops, pending)
         pending = sums, [len(block) for block in blocks]
         screen.steps(max(map(len, blocks)))
-        signal, unfinished = (
-            signal_received(),
-            [s for s, member in enumerate(members) if done[s] < member.data.num_steps],
-        )
+        signal = signal_received()
+        unfinished = [s for s, member in enumerate(members) if done[s] < member.data.num_steps]
         if unfinished and (signal or any(loop.checkpoint_due() for loop in loops)):
             _add_sums(loops, pending)
             pending = None
             for s, part in enumerate(unstack_tree(state, places)):
-                if s in unfinished:  # the others are saved with their epoch
+                if s in unfinished:  # the others are saved at the end of their epoch
                     loops[s].save_inside(part, members[s].data)
             if signal:
                 screen.close()

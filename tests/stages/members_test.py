@@ -267,6 +267,7 @@ def test_each_seed_is_fine_tuned_from_the_backbone_of_its_seed(tmp_path, capsys)
         (['--seeds=1,2', '--out=a.csv', '--stages=recommend'], '--out does not go with'),
         (['--seeds=1,2', '--members=vmap', '--schedule=cosine'], 'schedule'),
         (['--seeds=1,2', '--members=vmap', '--model=bsarec'], 'rows of several shapes'),
+        (['--seeds=1,2', '--members=vmap', '--profile=p'], 'a profile'),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, capsys, flags, words):
