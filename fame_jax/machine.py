@@ -51,3 +51,8 @@ def peak_memory() -> int:
         return 1024 * int(found[1])
     unit = 1 if sys.platform == 'darwin' else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def device_memory() -> int | None:
+    """Bytes of the first device that programs may take; None where JAX does not know, as on CPU."""
+    return (jax.devices()[0].memory_stats() or {}).get('bytes_limit')

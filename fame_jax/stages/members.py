@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fame_jax import run_dir
+from fame_jax import machine, run_dir
 from fame_jax.config import flags as config_flags
 from fame_jax.errors import UserError
 from fame_jax.evaluation import metrics, significance
@@ -136,7 +136,9 @@ def run_stages(
         context.share(contexts[0])
     for stage in wanted:
         if stage in TRAINED and len(contexts) > 1 and choose_how(contexts[0], stage) != 'loop':
-            train_members(contexts, stage)
+            at_once = count_members(contexts[0], stage, len(contexts))
+            for first in range(0, len(contexts), at_once):
+                train_members(contexts[first : first + at_once], stage)
             continue
         for context in contexts:
             with _one_of(contexts, context, stage), context.screen.waiting(stage):
@@ -178,6 +180,26 @@ def choose_how(context: RunContext, stage: str) -> str:
             f'--members=vmap: seeds cannot share one program with {reason}; use --members=loop'
         )
     return how
+
+
+def count_members(context: RunContext, stage: str, number: int) -> int:
+    """How many of so many runs the device's memory lets train at once, by an estimate.
+
+    A member takes its state twice, since the stack is taken apart at the end of an epoch, its
+    gradients and best parameters, and a few copies of a block of logits.
+    """
+    limit = machine.device_memory()
+    if limit is None:
+        return number
+    setup, loss = make_setup(context, stage), context.config.loss
+    state = abstract_state(abstract_params(setup.module), setup.optimizer, None)
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    num_tokens, num_items = setup.batch.tokens_BL.size, context.data.num_items
+    rows = min(loss.chunk_tokens if loss.chunk_tokens > 0 else num_tokens, num_tokens)
+    columns = min(loss.chunk_items or num_items, num_items)
+    logits_bytes = rows * columns * np.dtype(np.float32).itemsize
+    fitting = int(0.8 * limit) // (3 * state_bytes + 4 * logits_bytes)
+    return max(1, min(number, fitting))
 
 
 def train_members(contexts: Sequence[RunContext], stage: str) -> None:

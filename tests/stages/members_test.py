@@ -1,5 +1,6 @@
 """--seeds: each member is the run of its own seed, however they train, stop and resume."""
 
+import contextlib
 import json
 import statistics
 
@@ -8,10 +9,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from fame_jax import run_dir
+from fame_jax import machine, run_dir, stages
+from fame_jax.config import flags
 from fame_jax.evaluation import significance
 from fame_jax.main import main
+from fame_jax.models import registry
 from fame_jax.report import tables
+from fame_jax.stages import members
 from fame_jax.training.step import Program
 
 SEEDS = (0, 1, 7)
@@ -189,6 +193,38 @@ def test_a_member_that_ends_early_changes_no_more(tmp_path):
     assert len(set(ends)) > 1
 
 
+def test_the_memory_of_the_device_limits_the_seeds_of_a_program(tmp_path, monkeypatch):
+    """By hand, for 32 tokens of 40 items: the state is 3 float32 arrays of each parameter."""
+    more = ['--model=sasrec', '--num_blocks=1', f'--workdir={tmp_path}', '--rows_per_step=2']
+    with contextlib.closing(stages.open_run(flags.parse([*FLAGS, *more]))) as context:
+        stages.STAGES['prepare'](context)
+        params = registry.init_params(context.module('pretrain'), jax.random.key(0))
+        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        each = 4 * (3 * 3 * size + 4 * 2 * 16 * 40)
+        for number in (1, 2, 4):
+            memory = int((number + 0.5) * each / 0.8)
+            monkeypatch.setattr(machine, 'device_memory', lambda memory=memory: memory)
+            assert members.count_members(context, 'pretrain', 9) == number
+        monkeypatch.setattr(machine, 'device_memory', lambda: 1)
+        assert members.count_members(context, 'pretrain', 9) == 1
+        monkeypatch.setattr(machine, 'device_memory', lambda: None)
+        assert members.count_members(context, 'pretrain', 9) == 9
+
+
+def test_seeds_that_do_not_fit_train_in_groups(tmp_path, monkeypatch, capsys):
+    """Two of three in one program, then the third, as the two by themselves."""
+    more = ['--model=sasrec', '--num_blocks=1', '--members=vmap', '--progress=lines']
+    with monkeypatch.context() as patch:
+        patch.setattr(members, 'count_members', lambda context, stage, number: 2)
+        assert run(tmp_path / 'many', *more, seeds_of()) == 0
+    assert 'pretrain: 2 seeds in one program' in capsys.readouterr().err
+    assert len(run_dir.seed_folders(tmp_path / 'many')) == 3
+    assert run(tmp_path / 'pair', *more, seeds_of(SEEDS[:2])) == 0
+    for seed in SEEDS[:2]:
+        first, second = (best(tmp_path / f / f'seed_{seed}', 'pretrain') for f in ('many', 'pair'))
+        assert largest_difference(first, second) == 0
+
+
 @pytest.mark.parametrize('block', [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_interrupted_anywhere_they_end_with_the_same_bits(tmp_path, monkeypatch, block):
     """Before a block the files are those that a kill leaves there."""
@@ -258,7 +294,7 @@ def test_each_seed_is_fine_tuned_from_the_backbone_of_its_seed(tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    'flags, words',
+    'given, words',
     [
         (['--seeds=1,1'], 'has a seed twice'),
         (['--seeds=1,x'], "'x' is no seed"),
@@ -270,7 +306,7 @@ def test_each_seed_is_fine_tuned_from_the_backbone_of_its_seed(tmp_path, capsys)
         (['--seeds=1,2', '--members=vmap', '--profile=p'], 'a profile'),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(tmp_path, capsys, flags, words):
-    assert run(tmp_path, *flags) == 2
+def test_what_cannot_be_is_refused_in_one_line(tmp_path, capsys, given, words):
+    assert run(tmp_path, *given) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('error: ') and words in line
