@@ -178,7 +178,7 @@ def order(jobs: Sequence[Job], out: Path, records: Mapping[str, Record]) -> list
     def is_done(job: Job) -> bool:
         record, is_data = records.get(job.name, {}), job.name == job.data
         place = out / 'data' / job.name.split('/')[0] if is_data else out / 'runs' / job.name
-        made = 'dataset/dataset.json' if is_data else 'results.json'
+        made = 'dataset/dataset.json' if is_data else run_dir.SEEDS
         same = record.get('flags') == list(job.flags) and record['state'] == 'done'
         return same and (place / made).is_file()
 

@@ -171,7 +171,7 @@ def test_the_least_finished_comes_first_and_a_failed_one_last(tmp_path):
             (folder / f'seed_{seed}' / 'metrics.jsonl').write_text('{"epoch": 1}\n' * lines)
             if seed < seeds:
                 (folder / f'seed_{seed}' / 'results.json').write_text('{}')
-    (tmp_path / 'runs' / 'a' / 'done' / 'results.json').write_text('{}')
+    (tmp_path / 'runs' / 'a' / 'done' / 'seeds.json').write_text('{}')
     records = {
         'a/done': {'state': 'done', 'flags': ['--width=8']},
         'a/failed': {'state': 'failed', 'flags': ['--width=8']},
@@ -322,7 +322,7 @@ def test_the_report_has_the_numbers_of_the_runs(small, tmp_path, capsys):
             found = rows[model][part][protocol][metric]
             assert found['values'] == values
             assert found['mean'] == np.mean(values) and found['sd'] == np.std(values, ddof=1)
-    over = json.loads((out / 'runs/synthetic/fame/results.json').read_text())['tests']
+    over = json.loads((out / 'runs/synthetic/fame/seeds.json').read_text())['tests']
     tests = {(t['second'].split(' (')[0], t['protocol'], t['metric']): t for t in table['tests']}
     assert {name for name, *_ in tests} == {'SASRec', 'Last item'}
     for protocol in ('masked', 'unmasked'):
