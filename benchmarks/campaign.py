@@ -43,7 +43,7 @@ from fame_jax.stages import members
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = (sys.executable, '-m', 'benchmarks.campaign', '--worker')
-RESERVE = 40.0  # seconds at the end for saving and packing, or a tenth of the time
+RESERVE = 40.0  # seconds at the end for saving and packing, or a third of the time
 
 
 class Campaign:
@@ -83,7 +83,7 @@ class Campaign:
 
     def run(self, seconds: float) -> bool:
         """Runs the jobs for at most so many seconds, and packs; whether none has failed."""
-        reserve = min(RESERVE, seconds / 10)
+        reserve = min(RESERVE, seconds / 3)
         threads = [threading.Thread(target=self._feed, daemon=True) for _ in range(self.workers)]
         for thread in threads:
             thread.start()

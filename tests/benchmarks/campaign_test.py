@@ -1,6 +1,7 @@
 """benchmarks/campaign.py: jobs and their order, workers made up and real, files, the report."""
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -189,8 +190,8 @@ def test_the_least_finished_comes_first_and_a_failed_one_last(tmp_path):
 def test_at_the_deadline_workers_save_and_a_later_call_begins_with_what_is_new(tmp_path):
     jobs = make_jobs('a/sleep1', 'a/sleep2', 'a/later')
     began = time.monotonic()
-    one, is_well = run_stub(jobs, tmp_path, seconds=3)
-    assert 2 < time.monotonic() - began < 4 and is_well
+    one, is_well = run_stub(jobs, tmp_path, seconds=6)
+    assert 3 < time.monotonic() - began < 12 and is_well
     assert states(tmp_path) == {'a/sleep1': 'stopped', 'a/sleep2': 'stopped', 'a/later': 'waiting'}
     for name in ('sleep1', 'sleep2'):
         assert (tmp_path / 'runs' / 'a' / name / 'saved').exists()
@@ -215,8 +216,9 @@ def test_a_failed_job_is_reported_by_its_last_line_and_the_others_go_on(tmp_path
         'a/good': 'done',
     }
     text = capsys.readouterr().out
-    assert 'a/fail: failed, 0 s, exit code 2; error: no such thing\n' in text
-    assert 'a/crash: failed, 0 s, exit code 7; ' in text and '2 done, 2 failed\n' in text
+    assert re.search(r'a/fail: failed, \d+ s, exit code 2; error: no such thing\n', text)
+    assert re.search(r'a/crash: failed, \d+ s, exit code 7; ', text)
+    assert '2 done, 2 failed\n' in text
     campaign_results.report([tmp_path], None)
     assert 'a/fail, failed: exit code 2; error: no such thing' in capsys.readouterr().out
 
