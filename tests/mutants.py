@@ -758,6 +758,20 @@ MUTANTS = [
         'stages/members_test.py -k from_the_backbone',
     ),
     Mutant(
+        'the worst setting is the best',
+        'stages/sweep.py',
+        'key=lambda name: -statistics.fmean(found[name])',
+        'key=lambda name: statistics.fmean(found[name])',
+        'stages/sweep_test.py -k best_setting',
+    ),
+    Mutant(
+        'a setting is compared by its first seed',
+        'stages/sweep.py',
+        '[_validation(path) for path in _runs(folder / name)]',
+        '[_validation(_runs(folder / name)[0])]',
+        'stages/sweep_test.py -k have_seeds',
+    ),
+    Mutant(
         'the test over seeds takes users of the first seed',
         'stages/members.py',
         'np.mean(first, axis=0), np.mean(second, axis=0)',

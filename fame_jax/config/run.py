@@ -31,6 +31,12 @@ class Run:
         'on, and their means and deviations in WORKDIR/seeds.json.',
         binds='',
     )
+    sweep: str = field(
+        '',
+        'Settings to compare on validation, such as learning_rate:1e-3,3e-4;dropout:.3,.5 (all '
+        'combinations), or a file with the flags of a setting on each line. The best is evaluated.',
+        binds='',
+    )
     progress: str = field(
         'auto',
         'A bar, or lines, one an epoch; auto: a bar on a terminal, lines elsewhere.',

@@ -3,21 +3,21 @@
 Read context.py first (what every stage takes), then settings.py (flags to settings), then the
 stages in their order: prepare, text, train (pretrain and finetune, with initialize.py), evaluate;
 those that use a trained run: recommend, explain, export, report, with open_recommender.py; and
-members.py, which runs the stages for several seeds.
+members.py and sweep.py, which run the stages for several seeds and settings.
 """
 
 from fame_jax.stages.context import RunContext, open_run
 from fame_jax.stages.evaluate import evaluate
 from fame_jax.stages.explain import explain
 from fame_jax.stages.export import export
-from fame_jax.stages.members import run_seeds
 from fame_jax.stages.prepare import prepare
 from fame_jax.stages.recommend import recommend
 from fame_jax.stages.report import report
+from fame_jax.stages.sweep import run_command
 from fame_jax.stages.text import text
 from fame_jax.stages.train import finetune, pretrain
 
-__all__ = ('STAGES', 'RunContext', 'open_run', 'run_seeds')
+__all__ = ('STAGES', 'RunContext', 'open_run', 'run_command')
 
 STAGES = {
     'prepare': prepare,

@@ -180,6 +180,7 @@ ELSEWHERE = {
     'distributed': 'test_two_processes_are_one_run',
     'seeds': 'test_one_after_the_other_they_have_the_bits_of_their_runs',
     'members': 'test_a_member_is_the_run_of_its_seed',
+    'sweep': 'test_the_best_setting_by_validation_is_evaluated',
 }
 
 

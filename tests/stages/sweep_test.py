@@ -1,0 +1,105 @@
+"""--sweep: settings are runs of their own, compared on validation; only the best is evaluated."""
+
+import json
+import statistics
+
+import pytest
+
+from fame_jax import run_dir
+from fame_jax.main import main
+
+FLAGS = [
+    *('--synthetic=users=120,items=40', '--model=sasrec', '--width=8', '--num_blocks=1'),
+    *('--max_length=12', '--row_length=16', '--rows_per_step=4', '--progress=none'),
+    *('--pretrain_epochs=2', '--patience=9'),
+]
+
+
+def run(workdir, *more):
+    """The exit code of main in this process."""
+    return main([*FLAGS, f'--workdir={workdir}', *more])
+
+
+def best_validation(folder):
+    """The best NDCG@20 of a run's metrics.jsonl; epoch 0 counts too."""
+    lines = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+    return max(line['ndcg@20'] for line in lines if line['split'] == 'validation')
+
+
+def test_the_best_setting_by_validation_is_evaluated(tmp_path, capsys):
+    """Four settings, one of which is the same as a command of its own."""
+    assert run(tmp_path / 'all', '--sweep=learning_rate:1e-5,1e-2; dropout:.1,.9') == 0
+    shown = capsys.readouterr().out
+    record = run_dir.read_json(tmp_path / 'all' / 'sweep.json')
+    names = [setting['name'] for setting in record['settings']]
+    assert sorted(names) == sorted(
+        f'learning_rate={rate},dropout={dropout}' for rate in (1e-5, 0.01) for dropout in (0.1, 0.9)
+    )
+    values = [best_validation(tmp_path / 'all' / name) for name in names]
+    assert values == sorted(values, reverse=True) and values[0] > values[-1]
+    assert [setting['validation'] for setting in record['settings']] == [[v] for v in values]
+    assert record['best'] == names[0]
+    evaluated = [name for name in names if (tmp_path / 'all' / name / 'results.json').exists()]
+    assert evaluated == names[:1]
+    assert f'{names[0]}' in shown and 'test: all 120 users' in shown
+
+    flags = [f'--{name}={value}' for name, value in record['settings'][0]['flags'].items()]
+    assert run(tmp_path / 'one', *flags) == 0
+    first, second = (
+        run_dir.read_json(folder / 'results.json')['results']
+        for folder in (tmp_path / 'all' / names[0], tmp_path / 'one')
+    )
+    assert first == second
+
+
+def test_settings_have_seeds(tmp_path):
+    """The mean over seeds decides, and the best setting has results over its seeds."""
+    assert run(tmp_path, '--sweep=learning_rate:1e-5,1e-2', '--seeds=0,3') == 0
+    record = run_dir.read_json(tmp_path / 'sweep.json')
+    for setting in record['settings']:
+        folder = tmp_path / setting['name']
+        assert setting['validation'] == [best_validation(folder / f'seed_{s}') for s in (0, 3)]
+    means = [statistics.mean(setting['validation']) for setting in record['settings']]
+    assert means[0] > means[1] and record['best'] == record['settings'][0]['name']
+    assert run_dir.read_json(tmp_path / record['best'] / 'seeds.json')['seeds'] == [0, 3]
+    assert not (tmp_path / record['settings'][1]['name'] / 'seeds.json').exists()
+
+
+def test_a_file_has_a_setting_on_each_line(tmp_path, capsys):
+    """Values with commas, a model with one more stage, and a second call that trains nothing."""
+    file = tmp_path / 'settings.txt'
+    lines = ('# labels', '--future_targets=1,.5 --ema=.9', '', '--model=fame --num_experts=2')
+    file.write_text('\n'.join(lines) + ' --finetune_epochs=1\n')
+    assert run(tmp_path / 'all', f'--sweep={file}') == 0
+    record = run_dir.read_json(tmp_path / 'all' / 'sweep.json')
+    flags = {setting['name']: setting['flags'] for setting in record['settings']}
+    assert flags == {
+        'setting_2': {'future_targets': '1,.5', 'ema': '0.9'},
+        'setting_4': {'model': 'fame', 'num_experts': '2', 'finetune_epochs': '1'},
+    }
+    assert (tmp_path / 'all' / 'setting_4' / 'checkpoints' / 'finetune').is_dir()
+    before = (tmp_path / 'all' / 'sweep.json').read_text()
+    logs = {name: (tmp_path / 'all' / name / 'metrics.jsonl').read_text() for name in flags}
+    assert run(tmp_path / 'all', f'--sweep={file}') == 0
+    assert (tmp_path / 'all' / 'sweep.json').read_text() == before
+    for name, log in logs.items():
+        assert (tmp_path / 'all' / name / 'metrics.jsonl').read_text() == log
+
+
+@pytest.mark.parametrize(
+    'sweep, words',
+    [
+        ('learning_rat:1,2', 'did you mean --learning_rate?'),
+        ('learning_rate:1,x', '--learning_rate=x'),
+        ('learning_rate:1;learning_rate:2', 'has a flag twice'),
+        ('k_core:2,3', '--k_core cannot be swept'),
+        ('seed:1,2', '--seed cannot be swept'),
+        ('num_heads:2,3', 'num_heads=3'),
+        ('no_such_file', 'no_such_file'),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_anything_is_written(tmp_path, capsys, sweep, words):
+    assert run(tmp_path / 'run', f'--sweep={sweep}') == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ') and words in line
+    assert not (tmp_path / 'run').exists()
