@@ -113,7 +113,8 @@ def parse_sweep(given: config_flags.Given) -> dict[str, dict[str, Any]]:
     for name in ('distributed', 'out'):
         if name in given.values:
             raise UserError(f'--{name} does not go with --sweep; leave one of them out')
-    with explain_os_errors(f'--sweep={text}'):
+    advice = 'give FLAG:VALUE,VALUE or a file with the flags of a setting on each line'
+    with explain_os_errors(f'--sweep={text}', advice):
         is_file = ':' not in text or Path(text).is_file()
         lines = Path(text).read_text(encoding='utf-8').splitlines() if is_file else []
     found: dict[str, dict[str, Any]] = {}

@@ -95,7 +95,8 @@ def test_a_file_has_a_setting_on_each_line(tmp_path, capsys):
         ('k_core:2,3', '--k_core cannot be swept'),
         ('seed:1,2', '--seed cannot be swept'),
         ('num_heads:2,3', 'num_heads=3'),
-        ('no_such_file', 'no_such_file'),
+        ('no_such_file', 'No such file or directory; give FLAG:VALUE,VALUE or a file'),
+        ('learning_rate:', 'could not convert'),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_anything_is_written(tmp_path, capsys, sweep, words):
