@@ -1,5 +1,6 @@
 """The command line: flags to settings, then each stage in order."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -47,7 +48,13 @@ def main(argv: Sequence[str]) -> int:
         if number > 1:
             with screen.waiting(f'waiting for the other {number - 1} processes'):
                 processes.connect(address, number, rank)
-        stages.run_command(given, stages.STAGES, screen)
+        if given.get('sweep') or given.get('seeds'):
+            stages.run_command(given, stages.STAGES, screen)
+            return 0
+        with contextlib.closing(stages.open_run(given, screen=screen)) as context:
+            for stage in context.config.run.stages:
+                with screen.waiting(stage):
+                    stages.STAGES[stage](context)
     except UserError as error:
         return _refuse(error)
     except KeyboardInterrupt:
