@@ -15,8 +15,9 @@ continues.
   FOLDER/ranks_K.npz           test ranks of all users, for the paired tests of the report
 
 FAME's run also trains SASRec, and FAME over BERT4Rec also BERT4Rec, so that these have no job of
-their own beside it. Each job takes the flags of experiments/DATASET.cfg, where there is such a
-file, but not those that its model does not have or that its recipe sets; --flags wins over both.
+their own where it is in the list. Each job takes the flags of experiments/DATASET.cfg, where there
+is such a file, but not those that its model does not have or that its recipe sets; --flags wins
+over both.
 """
 
 import argparse
