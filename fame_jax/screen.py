@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import sys
 import threading
 import time
@@ -223,6 +224,11 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int
         ]
         lines.append('  '.join(set_cells).rstrip())
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def short(value: float, sign: str = '') -> str:
+    """Four digits without a leading 0, such as .0691; with `sign` '+', a sign before all values."""
+    return re.sub(r'^([+-]?)0\.', r'\1.', f'{value:{sign}.4f}')
 
 
 def one_line(name: str, max_length: int) -> str:

@@ -767,8 +767,8 @@ MUTANTS = [
     Mutant(
         'a setting is compared by its first seed',
         'stages/sweep.py',
-        '[_validation(path) for path in _runs(folder / name)]',
-        '[_validation(_runs(folder / name)[0])]',
+        'for path in _runs(folder / name)]',
+        'for path in _runs(folder / name)[:1]]',
         'stages/sweep_test.py -k have_seeds',
     ),
     Mutant(

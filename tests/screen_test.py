@@ -9,7 +9,7 @@ import time
 import pytest
 
 from fame_jax import screen as screen_module
-from fame_jax.screen import Screen, duration, table
+from fame_jax.screen import Screen, duration, short, table
 
 RESULTS = {
     'popularity': {
@@ -228,3 +228,18 @@ def test_the_bar_of_an_epoch_names_the_wait_after_its_steps(impatient):
             assert 'pretrain: validating]' in file.getvalue()
         screen.end('pretrain 1/3: loss 1')
     assert 'pretrain 1/3: loss 1\n' in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    'value, sign, expected',
+    [
+        (0.0691, '', '.0691'),
+        (-0.00004, '', '-.0000'),
+        (0.5, '+', '+.5000'),
+        (-0.25, '+', '-.2500'),
+        (10.5, '', '10.5000'),
+        (1, '', '1.0000'),
+    ],
+)
+def test_short_numbers_lose_a_leading_zero_and_no_other(value, sign, expected):
+    assert short(value, sign) == expected

@@ -24,7 +24,7 @@ from fame_jax import machine, run_dir
 from fame_jax.config import flags as config_flags
 from fame_jax.errors import UserError
 from fame_jax.evaluation import metrics, significance
-from fame_jax.screen import Screen, grid
+from fame_jax.screen import Screen, grid, short
 from fame_jax.stages import settings
 from fame_jax.stages.context import TRAINED, RunContext, abstract_params, open_run
 from fame_jax.stages.prepare import prepare
@@ -57,7 +57,8 @@ def run_seeds(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
       UserError: for settings that do not fit together or to what the folders hold.
     """
     seeds, folder = parse_seeds(given), Path(given.workdir)
-    values = {name: value for name, value in given.values.items() if name != 'seeds'}
+    of_all = ('seeds', 'members')
+    values = {name: value for name, value in given.values.items() if name not in of_all}
     prepared = values.get('prepared', str(folder))
 
     def of_seed(seed: int, **more: Any) -> config_flags.Given:
@@ -67,11 +68,8 @@ def run_seeds(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
         return dataclasses.replace(given, values={**values, **own})
 
     wanted = settings.complete(of_seed(seeds[0]))[0].run.stages
-    if 'prepare' in wanted and 'prepared' not in values:
-        of_data = {**values, 'workdir': str(folder), 'stages': ('prepare',)}
-        first = open_run(dataclasses.replace(given, values=of_data), screen=screen)
-        with contextlib.closing(first) as context:
-            prepare(context)
+    if 'prepare' in wanted:
+        prepare_for_all(dataclasses.replace(given, values=values), screen)
     wanted = tuple(stage for stage in wanted if stage != 'prepare')
     with contextlib.ExitStack() as stack:
         contexts = [
@@ -80,9 +78,18 @@ def run_seeds(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
         ]
         for context in contexts:
             stack.enter_context(contextlib.closing(context))
-        run_stages(contexts, wanted, stages)
+        run_stages(contexts, wanted, stages, given.get('members'))
         if 'evaluate' in wanted:
             print(write_results(folder, contexts))
+
+
+def prepare_for_all(given: config_flags.Given, screen: Screen) -> None:
+    """Prepares the data in WORKDIR for the runs in its folders, unless --prepared names others."""
+    if 'prepared' in given.values:
+        return
+    of_data = {**given.values, 'workdir': given.workdir, 'stages': ('prepare',)}
+    with contextlib.closing(open_run(config_flags.Given(of_data), screen=screen)) as context:
+        prepare(context)
 
 
 def _backbone_of(backbone: str, seed: int) -> str:
@@ -123,7 +130,10 @@ def parse_seeds(given: config_flags.Given) -> list[int]:
 
 
 def run_stages(
-    contexts: Sequence[RunContext], wanted: Sequence[str], stages: Mapping[str, Run]
+    contexts: Sequence[RunContext],
+    wanted: Sequence[str],
+    stages: Mapping[str, Run],
+    how: str = 'auto',
 ) -> None:
     """Runs each stage for all seeds before the next stage.
 
@@ -131,11 +141,16 @@ def run_stages(
       contexts: a run for each seed; the others take data and programs from the first.
       wanted: names of stages.
       stages: the functions of the stages of one run.
+      how: as --members.
+
+    Raises:
+      UserError: where --members asks for one program and the model or settings cannot.
     """
     for context in contexts[1:]:
         context.share(contexts[0])
     for stage in wanted:
-        if stage in TRAINED and len(contexts) > 1 and choose_how(contexts[0], stage) != 'loop':
+        together = stage in TRAINED and choose_how(contexts[0], stage, how) == 'vmap'
+        if together and len(contexts) > 1:
             at_once = count_members(contexts[0], stage, len(contexts))
             for first in range(0, len(contexts), at_once):
                 train_members(contexts[first : first + at_once], stage)
@@ -159,13 +174,13 @@ def _one_of(contexts: Sequence[RunContext], context: RunContext, stage: str) -> 
         context.prints = prints
 
 
-def choose_how(context: RunContext, stage: str) -> str:
-    """How several seeds train: 'vmap' or 'loop'; see the top of this file.
+def choose_how(context: RunContext, stage: str, how: str) -> str:
+    """How several seeds train, 'vmap' or 'loop', for a value of --members.
 
     Raises:
       UserError: where --members asks for one program and the model or settings cannot.
     """
-    how, config = context.config.devices.members, context.config
+    config = context.config
     reasons = {
         'rows of several shapes': context.module(stage).row_layout == 'prefixes',
         'a mesh of devices': context.mesh is not None,
@@ -281,6 +296,9 @@ def write_results(folder: Path, contexts: Sequence[RunContext]) -> str:
         }
         for name in names
     }
+    for name in dict.fromkeys(name for r in records for name in r['results']):
+        if name not in names:
+            contexts[0].screen.say(f'evaluate: {name} is left out, since not all seeds have it')
     tests = _tests(contexts) if set(TRAINED) <= set(names) else {}
     run_dir.write_json(
         folder / run_dir.SEEDS,
@@ -343,8 +361,8 @@ def _table(
         rows = [
             [
                 f'{split}, {protocol}',
-                f'{_short(test["difference"], "+")}',
-                f'{_short(test["low"], "+")} to {_short(test["high"], "+")}',
+                short(test['difference'], '+'),
+                f'{short(test["low"], "+")} to {short(test["high"], "+")}',
                 f'{sum(value > 0 for value in test["of_each_seed"])} of {number}',
             ]
             for split, of_split in tests.items()
@@ -361,10 +379,5 @@ def _cells(row: Mapping[str, Any], protocol: str) -> list[str]:
     mean = row['mean']['test'][protocol]
     deviation = row.get('deviation', row['mean'])['test'][protocol]
     if 'deviation' not in row or not any(deviation.values()):
-        return [_short(mean[name]) for name in SHOWN]
-    return [f'{_short(mean[name])} ± {_short(deviation[name])}' for name in SHOWN]
-
-
-def _short(value: float, sign: str = '') -> str:
-    """Four digits without a leading 0."""
-    return f'{value:{sign}.4f}'.replace('0.', '.', 1)
+        return [short(mean[name]) for name in SHOWN]
+    return [f'{short(mean[name])} ± {short(deviation[name])}' for name in SHOWN]

@@ -22,15 +22,16 @@ from fame_jax.config import FLAGS, binds
 from fame_jax.config import flags as config_flags
 from fame_jax.config.fields import show, suggest
 from fame_jax.errors import UserError, explain_os_errors
-from fame_jax.screen import Screen, grid
+from fame_jax.screen import Screen, grid, short
 from fame_jax.stages import settings
 from fame_jax.stages.context import TRAINED, RunContext, open_run
-from fame_jax.stages.members import run_seeds
-from fame_jax.stages.prepare import prepare
+from fame_jax.stages.members import prepare_for_all, run_seeds
 
 Run = Callable[[RunContext], None]
 # Flags of a setting belong to the model, the losses or the training.
 SWEPT = ('model', 'loss', 'training', 'finetune')
+# Flags that change the metric or the users by which settings are compared.
+COMPARES = ('select_on', 'validation_users')
 MOST = 1000  # settings
 
 
@@ -55,25 +56,23 @@ def run_sweep(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
 
     wanted: dict[str, tuple[str, ...]] = {}
     for name in chosen:  # all are checked before the first one trains
-        first = {key: value for key, value in of_setting(name).values.items() if key != 'seeds'}
-        wanted[name] = settings.complete(config_flags.Given(first))[0].run.stages
-    if any('prepare' in of_one for of_one in wanted.values()) and 'prepared' not in values:
-        of_data = {**values, 'workdir': str(folder), 'stages': ('prepare',), 'seeds': ()}
-        with contextlib.closing(open_run(config_flags.Given(of_data), screen=screen)) as context:
-            prepare(context)
+        wanted[name] = settings.complete(one_of_seeds(of_setting(name)))[0].run.stages
+    if any('prepare' in of_one for of_one in wanted.values()):
+        prepare_for_all(one_of_seeds(dataclasses.replace(given, values=values)), screen)
     found: dict[str, list[float]] = {}
     for number, name in enumerate(chosen, 1):
         trained = tuple(stage for stage in wanted[name] if stage in ('text', *TRAINED))
         if trained:
             screen.say(f'setting {number} of {len(chosen)}: {name}')
             run_command(of_setting(name, stages=trained, prepared=prepared), stages, screen)
-            found[name] = [_validation(path) for path in _runs(folder / name)]
+            pairs = [_validation(path) for path in _runs(folder / name)]
+            found[name], metric = [value for value, _ in pairs], pairs[0][1]
     if not found:
         return
     ordered = sorted(found, key=lambda name: -statistics.fmean(found[name]))
     best = ordered[0]
     record = {
-        'selected_by': 'validation NDCG@20 of the best epoch of the last stage, mean over seeds',
+        'selected_by': f'validation {metric} of the best epoch of the last stage, mean over seeds',
         'best': best,
         'settings': [
             {
@@ -85,9 +84,18 @@ def run_sweep(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
         ],
     }
     run_dir.write_json(folder / 'sweep.json', record)
-    print(_table(found, ordered, folder))
+    print(_table(found, ordered, folder, metric))
     if 'evaluate' in wanted[best]:
         run_command(of_setting(best, stages=('evaluate',), prepared=prepared), stages, screen)
+
+
+def one_of_seeds(given: config_flags.Given) -> config_flags.Given:
+    """The flags of a command without those that only --seeds uses."""
+    if not given.get('seeds'):
+        return given
+    of_all = ('seeds', 'members')
+    values = {name: value for name, value in given.values.items() if name not in of_all}
+    return dataclasses.replace(given, values=values)
 
 
 def run_command(given: config_flags.Given, stages: Mapping[str, Run], screen: Screen) -> None:
@@ -131,7 +139,10 @@ def parse_sweep(given: config_flags.Given) -> dict[str, dict[str, Any]]:
             argv = [f'--{name}={value.strip()}' for name, value in zip(names, values)]
             flags = _parse_flags(argv, f'--sweep={text}')
             folder = ','.join(f'{name}={show(value)}' for name, value in flags.items())
-            found[folder.replace('/', '_')] = flags
+            folder = folder.replace('/', '_')
+            if folder in found:
+                raise UserError(f'--sweep={text} has {folder} twice; give each value once')
+            found[folder] = flags
     if not found or len(found) > MOST:
         raise UserError(f'--sweep={text} has {len(found)} settings; give 1 to {MOST}')
     return found
@@ -143,7 +154,7 @@ def _parse_flags(argv: list[str], where: str) -> dict[str, Any]:
         values = dict(config_flags.parse(argv).values)
     except UserError as error:
         raise UserError(f'{where}: {error}') from error
-    able = [name for name in FLAGS if binds(name) in SWEPT]
+    able = [name for name in FLAGS if binds(name) in SWEPT and name not in COMPARES]
     for name in values:
         if name not in able:
             raise UserError(f'{where}: --{name} cannot be swept; {suggest(name, able)}')
@@ -154,20 +165,21 @@ def _runs(folder: Path) -> list[Path]:
     return run_dir.seed_folders(folder) or [folder]
 
 
-def _validation(folder: Path) -> float:
-    """The validation metric of the best epoch of a run's last stage."""
+def _validation(folder: Path) -> tuple[float, str]:
+    """The validation metric of the best epoch of a run's last stage, and the metric's name."""
     with contextlib.closing(open_run(config_flags.Given({'workdir': str(folder)}))) as context:
         last = next(stage for stage in reversed(TRAINED) if context.is_trained(stage))
-        return context.progress(last)['best_value']
+        ranking = 'masked' if context.selects_masked else 'unmasked'
+        return context.progress(last)['best_value'], f'NDCG@20, {ranking}'
 
 
-def _table(found: Mapping[str, list[float]], ordered: list[str], folder: Path) -> str:
+def _table(found: Mapping[str, list[float]], ordered: list[str], folder: Path, metric: str) -> str:
     """The settings, best first."""
     rows = []
     for name in ordered:
-        cells = [f'{statistics.fmean(found[name]):.4f}'.replace('0.', '.', 1)]
+        cell = short(statistics.fmean(found[name]))
         if len(found[name]) > 1:
-            cells[0] += f' ± {statistics.stdev(found[name]):.4f}'.replace('0.', '.', 1)
-        rows.append([name, *cells])
-    table = grid(['setting', 'validation NDCG@20'], rows, right=(1,))
+            cell += f' ± {short(statistics.stdev(found[name]))}'
+        rows.append([name, cell])
+    table = grid(['setting', f'validation {metric}'], rows, right=(1,))
     return f'\n{table}\n\nThe best is in {folder / ordered[0]}; sweep.json has all.'

@@ -252,6 +252,40 @@ def test_interrupted_anywhere_they_end_with_the_same_bits(tmp_path, monkeypatch,
     assert results[0]['over_seeds'] == results[1]['over_seeds']
 
 
+@pytest.mark.slow
+def test_interrupted_after_a_seed_has_ended_the_others_end_with_the_same_bits(
+    tmp_path, monkeypatch, capsys
+):
+    """The ended seed is not trained again, and its place in the program is filled."""
+    more = ['--model=sasrec', '--num_blocks=1', '--members=vmap', '--checkpoint_seconds=0']
+    more += ['--pretrain_epochs=30', '--patience=2', '--learning_rate=0.03', seeds_of()]
+    assert run(tmp_path / 'whole', *more) == 0
+    curves = [validation(tmp_path / 'whole' / f'seed_{seed}') for seed in SEEDS]
+    ends = [max(curve)[1] for curve in curves]
+    assert min(ends) < max(ends)
+    call, epochs = Program.__call__, []
+
+    def stop(program, state, batches, key):
+        ended = [line for line in (tmp_path / 'cut').glob('seed_*/metrics.jsonl')]
+        epochs.append(sum(len(validation(path.parent)) - 1 for path in ended))
+        if epochs[-1] > len(SEEDS) * min(ends):
+            raise KeyboardInterrupt
+        return call(program, state, batches, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Program, '__call__', stop)
+        assert run(tmp_path / 'cut', *more) == 130
+    capsys.readouterr()
+    assert run(tmp_path / 'cut', *more, '--progress=lines') == 0
+    assert 'pretrain: finished before' in capsys.readouterr().err
+    for seed in SEEDS:
+        first, second = (best(tmp_path / f / f'seed_{seed}', 'pretrain') for f in ('whole', 'cut'))
+        assert largest_difference(first, second) == 0
+        assert validation(tmp_path / 'cut' / f'seed_{seed}') == validation(
+            tmp_path / 'whole' / f'seed_{seed}'
+        )
+
+
 def test_a_members_folder_is_a_run(tmp_path, capsys):
     """Later commands use it, and a finished command says so and changes nothing."""
     more = [*FAME, seeds_of((3, 4)), '--members=vmap']
@@ -304,6 +338,7 @@ def test_each_seed_is_fine_tuned_from_the_backbone_of_its_seed(tmp_path, capsys)
         (['--seeds=1,2', '--members=vmap', '--schedule=cosine'], 'schedule'),
         (['--seeds=1,2', '--members=vmap', '--model=bsarec'], 'rows of several shapes'),
         (['--seeds=1,2', '--members=vmap', '--profile=p'], 'a profile'),
+        (['--members=vmap'], 'has no effect where --seeds='),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, capsys, given, words):

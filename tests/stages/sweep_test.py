@@ -39,6 +39,7 @@ def test_the_best_setting_by_validation_is_evaluated(tmp_path, capsys):
     assert values == sorted(values, reverse=True) and values[0] > values[-1]
     assert [setting['validation'] for setting in record['settings']] == [[v] for v in values]
     assert record['best'] == names[0]
+    assert record['selected_by'].startswith('validation NDCG@20, masked of')
     evaluated = [name for name in names if (tmp_path / 'all' / name / 'results.json').exists()]
     assert evaluated == names[:1]
     assert f'{names[0]}' in shown and 'test: all 120 users' in shown
@@ -94,6 +95,8 @@ def test_a_file_has_a_setting_on_each_line(tmp_path, capsys):
         ('learning_rate:1;learning_rate:2', 'has a flag twice'),
         ('k_core:2,3', '--k_core cannot be swept'),
         ('seed:1,2', '--seed cannot be swept'),
+        ('select_on:masked,unmasked', '--select_on cannot be swept'),
+        ('learning_rate:1e-3,.001', 'has learning_rate=0.001 twice'),
         ('num_heads:2,3', 'num_heads=3'),
         ('no_such_file', 'No such file or directory; give FLAG:VALUE,VALUE or a file'),
         ('learning_rate:', 'could not convert'),
