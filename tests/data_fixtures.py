@@ -54,8 +54,13 @@ PLACES = {
 
 
 def real_file(name):
-    """A file of the real data; the test is skipped where they are not."""
-    path = Path(os.environ.get('FAME_JAX_DATA', '')) / PLACES[name]
+    """The file of a real data set; the test is skipped where it is not."""
+    return real_path(PLACES[name])
+
+
+def real_path(place):
+    """A file below the folder of the real data; the test is skipped where it is not."""
+    path = Path(os.environ.get('FAME_JAX_DATA', '')) / place
     if not (path.is_absolute() and path.is_file()):
         pytest.skip('set FAME_JAX_DATA to the folder of the real data')
     return path

@@ -3,20 +3,18 @@
 import gzip
 import io
 import json
-import os
 import re
 import zipfile
-from pathlib import Path
 
 import polars as pl
 import pytest
+from data_fixtures import real_path
 
 from fame_jax.data.download import ITEMS
 from fame_jax.errors import UserError
 from fame_jax.text import items as item_text
 
 IDS = ['', '7', '8', '9']
-DATA = Path(os.environ.get('FAME_JAX_DATA', 'nowhere'))
 
 
 def jsonl(*rows):
@@ -265,9 +263,7 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path, name):
 )
 def test_public_data_sets(name, items, titles, brands, categories):
     """Brands without 'Unknown' and 'Generic'; all category paths of an item count."""
-    path = DATA / f'{ITEMS[name][0]}.jsonl.gz'
-    if not path.is_file():
-        pytest.skip('needs the data sets under FAME_JAX_DATA')
+    path = real_path(f'{ITEMS[name][0]}.jsonl.gz')
     with gzip.open(path) as file:
         paths = [json.loads(line)['categories'] for line in file]
     ids = ['', *(str(n + 1) for n in range(len(paths)))]
