@@ -739,8 +739,8 @@ MUTANTS = [
     Mutant(
         'members train on the batches of the first',
         'training/members.py',
-        'program(state, stack_members(blocks + [[]] * empty), key)',
-        'program(state, stack_members([blocks[0]] * places), key)',
+        'stack_members(blocks + [[]] * empty, numbers)',
+        'stack_members([blocks[0]] * places, numbers)',
         'stages/members_test.py -k is_the_run_of_its_seed',
     ),
     Mutant(

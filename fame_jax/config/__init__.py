@@ -109,7 +109,7 @@ class Config:
             raise no_effect(
                 f'shuffle_histories={order}', f'stages={",".join(stages)}', 'add the stage evaluate'
             )
-        if self.devices.members != 'auto' and not self.run.seeds:
+        if self.devices.members != 'auto' and not (self.run.seeds or self.run.sweep):
             raise no_effect(f'members={self.devices.members}', 'seeds=', 'add --seeds=0,1,2')
         single = [stage for stage in stages if stage not in DISTRIBUTED]
         if self.devices.distributed and single:

@@ -23,7 +23,7 @@ from fame_jax.models import experts, surgery
 from fame_jax.models.bert4rec import BERT4Rec, BidirectionalSASRec
 from fame_jax.models.fame_block import FAMEBlock
 from fame_jax.models.item_model import ItemModel
-from fame_jax.models.objective import add_term, target_loss
+from fame_jax.models.objective import add_term, is_equal, target_loss
 from fame_jax.models.options import Range, Weight
 from fame_jax.models.sasrec import SASRec
 
@@ -139,13 +139,14 @@ class FAME(SASRec):
         Arguments and results are those of `ItemModel.objective`; with a `head_loss` there is the
         metric 'head_loss', with a `balance_weight` the metric 'balance'.
         """
-        item_key, head_key = (key, key) if not self.head_loss else jax.random.split(key)
+        has_head_loss = not is_equal(self.head_loss, 0)
+        item_key, head_key = jax.random.split(key) if has_head_loss else (key, key)
         total, weight, intermediates = self.item_loss(params, batch, item_key, loss)
         block, metrics = intermediates['facet_block'], {}
-        if self.head_loss:
+        if has_head_loss:
             term = self.loss_of_heads(params, block, batch, head_key, loss)
             total, metrics['head_loss'] = add_term(total, weight, term, self.head_loss)
-        if self.balance_weight:
+        if not is_equal(self.balance_weight, 0):
             balance = experts.balance_loss(
                 block['share_BLHN'], block['router_BLHN'], batch.segments_BL > 0
             )

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from fame_jax.data import epochs, windows
 from fame_jax.data.card import REPEATS_SAID
 from fame_jax.errors import UserError
 from fame_jax.evaluation.metrics import log_name
+from fame_jax.models import options as model_options
 from fame_jax.models import registry
 from fame_jax.models.item_model import ItemModel
 from fame_jax.parallel import mesh as mesh_lib
@@ -30,10 +32,21 @@ from fame_jax.training.log import open_log
 from fame_jax.training.optimizer import make_optimizer, make_schedule
 from fame_jax.training.prefetch import Prefetch
 from fame_jax.training.profile import Profile
-from fame_jax.training.step import Program, State, Step, abstract_state, init_state, make_step
+from fame_jax.training.step import (
+    Program,
+    State,
+    Step,
+    abstract_state,
+    init_state,
+    make_step,
+    take_step,
+)
 
 Array = jax.Array
 Tree = Any
+
+# Options that a program has at 0 too; other numbers switch a term off there.
+SMALL = ('dropout', 'temperature')
 
 
 def pretrain(context: RunContext) -> None:
@@ -46,8 +59,8 @@ def finetune(context: RunContext) -> None:
     train(context, 'finetune')
 
 
-def train(context: RunContext, stage: str) -> None:
-    """Trains a stage, from its checkpoint if there is one.
+def train(context: RunContext, stage: str, until: int | None = None) -> None:
+    """Trains a stage, from its checkpoint if there is one, at most to the end of an epoch.
 
     A finished stage is skipped, unless it has been given more epochs.
     """
@@ -68,6 +81,7 @@ def train(context: RunContext, stage: str) -> None:
                 **opened.parts,
                 program=opened.setup.program,
                 profile=profile,
+                until=until,
             )
     screen.say(f'{stage}: {describe_end(progress)}')
 
@@ -287,6 +301,11 @@ def make_windows(context: RunContext) -> windows.Windows:
 
 def _objective(context: RunContext, stage: str, module: ItemModel) -> Callable[..., Any]:
     """The model's objective, (params, batch, key) -> (loss sum, weight sum, metrics)."""
+    return jax.tree_util.Partial(module.objective, loss=_loss_options(context, stage))
+
+
+def _loss_options(context: RunContext, stage: str) -> losses.LossOptions:
+    """The loss over items of a stage."""
     loss = context.config.loss
     options = losses.LossOptions(
         loss.loss,
@@ -302,13 +321,66 @@ def _objective(context: RunContext, stage: str, module: ItemModel) -> Callable[.
         count_V = np.bincount(items, minlength=context.data.num_items + 1)
         popularity_V = jnp.asarray(losses.cumulative_counts(count_V))
         options = dataclasses.replace(options, popularity_V=popularity_V)
-    return jax.tree_util.Partial(module.objective, loss=mesh_lib.device_put(options, context.mesh))
+    return mesh_lib.device_put(options, context.mesh)
+
+
+def numbers(context: RunContext, stage: str) -> dict[str, Any]:
+    """The settings of a stage that can be traced, so that runs with other ones share its program.
+
+    Settings that switch something off, such as a weight of 0, are left out, since the program
+    without it is another one. Runs whose numbers have the same names and lengths have one program.
+
+    Returns:
+      Trees of floats: 'rate', 'weight_decay', 'ema', 'seen_weight', 'future_targets', and 'model',
+      the model's options that are rates, weights or temperatures.
+    """
+    training, loss, module = context.config.training, context.config.loss, context.module(stage)
+    rate = training.learning_rate if stage == 'pretrain' else training.finetune_learning_rate
+    found = {'rate': rate, 'weight_decay': training.weight_decay, 'ema': training.ema}
+    found |= {'seen_weight': loss.seen_weight - 1, 'future_targets': loss.shares(stage)}
+    found = {name: value for name, value in found.items() if value not in (0, (1.0,))}
+    if 'seen_weight' in found:
+        found['seen_weight'] = loss.seen_weight
+    options = {
+        name: getattr(module, name)
+        for name, option in model_options.of(type(module)).items()
+        if option.kind is float and (name in SMALL or getattr(module, name))
+    }
+    return found | {'model': options}
+
+
+def step_of_numbers(context: RunContext, stage: str) -> Callable[..., tuple[State, dict]]:
+    """The step (numbers, state, batch, key) -> (state, sums), of which the numbers are traced."""
+    module = context.module(stage)
+
+    def step(
+        numbers: dict[str, Any],
+        state: State,
+        batch: Batch,
+        key: Array,
+        *,
+        loss: losses.LossOptions,
+    ) -> tuple[State, dict[str, Array]]:
+        of_loss = {'seen_weight', 'future_targets'} & numbers.keys()
+        loss = dataclasses.replace(loss, **{name: numbers[name] for name in of_loss})
+        objective = functools.partial(module.clone(**numbers['model']).objective, loss=loss)
+        optimizer = _make_optimizer(context, stage, module, 1, numbers)
+        return take_step(objective, optimizer, state, batch, key)
+
+    return jax.tree_util.Partial(step, loss=_loss_options(context, stage))
 
 
 def _make_optimizer(
-    context: RunContext, stage: str, module: ItemModel, num_steps: int
+    context: RunContext,
+    stage: str,
+    module: ItemModel,
+    num_steps: int,
+    numbers: Mapping[str, Any] = MappingProxyType({}),
 ) -> optax.GradientTransformation:
-    """The optimizer of a stage; its schedule counts so many steps an epoch."""
+    """The optimizer of a stage; its schedule counts so many steps an epoch.
+
+    `numbers` take the place of the run's own, where there are some.
+    """
     training, text = context.config.training, context.config.text
     rate = training.learning_rate if stage == 'pretrain' else training.finetune_learning_rate
     trained_rows = {}
@@ -317,15 +389,15 @@ def _make_optimizer(
         rows = mesh_lib.table_rows(context.data.num_items, context.mesh)
         trained_rows = {'item_table': np.pad(seen_V, (0, rows - len(seen_V)))}
     rate = make_schedule(
-        rate,
+        numbers.get('rate', rate),
         training.schedule,
         round(training.warmup_epochs * num_steps),
         num_steps * context.limits(stage).epochs,
     )
     return make_optimizer(
         rate,
-        training.weight_decay,
-        ema=training.ema,
+        numbers.get('weight_decay', training.weight_decay),
+        ema=numbers.get('ema', training.ema),
         frozen=module.frozen_params,
         trained_rows=trained_rows,
     )

@@ -59,7 +59,8 @@ def make_optimizer(
     """Adam, with decoupled weight decay where `weight_decay` is not 0.
 
     Args:
-      learning_rate: the step size, or a function of the step.
+      learning_rate: the step size, or a function of the step. It, the weight decay and `ema` may be
+        traced scalars, which are then not 0.
       weight_decay: the decay per step in units of the learning rate.
       ema: decay d of an average of the parameters, a <- d a + (1 - d) params after each step; in
         the first steps d is at most (1 + step) / (10 + step), so that the start does not last. 0:
@@ -69,7 +70,7 @@ def make_optimizer(
       trained_rows: name at the top of the parameter tree -> bool [rows]; rows that are False never
         change, not even by weight decay.
     """
-    if weight_decay:
+    if _is_set(weight_decay):
         optimizer = optax.adamw(learning_rate, weight_decay=weight_decay)
     else:
         optimizer = optax.adam(learning_rate)
@@ -89,9 +90,13 @@ def make_optimizer(
     if frozen:
         parts = {'trained': optimizer, 'frozen': optax.set_to_zero()}
         optimizer = optax.multi_transform(parts, label)
-    if ema:  # last, since it needs the whole update
+    if _is_set(ema):  # last, since it needs the whole update
         optimizer = optax.chain(optimizer, _average(ema, frozen))
     return optimizer
+
+
+def _is_set(value: float | Array) -> bool:
+    return not isinstance(value, float | int) or value != 0
 
 
 def _average(decay: float, frozen: Collection[str]) -> optax.GradientTransformation:
