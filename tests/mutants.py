@@ -760,15 +760,29 @@ MUTANTS = [
     Mutant(
         'the worst setting is the best',
         'stages/sweep.py',
-        'key=lambda name: -statistics.fmean(found[name])',
-        'key=lambda name: statistics.fmean(found[name])',
+        '(name not in kept, -statistics.fmean(found[name]))',
+        '(name not in kept, statistics.fmean(found[name]))',
         'stages/sweep_test.py -k best_setting',
+    ),
+    Mutant(
+        'settings in one program have the numbers of the first',
+        'training/members.py',
+        'numbers = [member.numbers_N for member in members]',
+        'numbers = [members[0].numbers_N for member in members]',
+        'stages/sweep_test.py -k "in_one_program and sasrec"',
+    ),
+    Mutant(
+        'halving ends the best',
+        'stages/sweep.py',
+        'key=lambda n: -value[n])',
+        'key=lambda n: value[n])',
+        'stages/sweep_test.py -k "halving_ends and loop"',
     ),
     Mutant(
         'a setting is compared by its first seed',
         'stages/sweep.py',
-        'for path in _runs(folder / name)]',
-        'for path in _runs(folder / name)[:1]]',
+        '[_validation(context) for context in runs[name]]',
+        '[_validation(context) for context in runs[name][:1]]',
         'stages/sweep_test.py -k have_seeds',
     ),
     Mutant(

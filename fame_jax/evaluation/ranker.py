@@ -26,8 +26,6 @@ class Ranker:
         module: Any,
         params_like: Tree,
         eval_batches: Mapping[str, Any],
-        members: int = 0,
-        sharding: jax.sharding.Sharding | None = None,
     ):
         """Stores the arguments; nothing is compiled yet.
 
@@ -36,12 +34,8 @@ class Ranker:
           params_like: the module's parameters as `jax.ShapeDtypeStruct`s with shardings, of
             `parallel.mesh.abstract`.
           eval_batches: split -> its users as `data.eval_batches.EvalBatches`.
-          members: S, where S models of this module are ranked at once; all parameters, those of
-            `params_like` too, then have a leading axis. 0: one model.
-          sharding: of the item vectors of several models, as of their parameters.
         """
-        self._sharding = sharding or item_sharding(module.mesh)
-        self._module, self._params_like, self._members = module, params_like, members
+        self._module, self._params_like = module, params_like
         self._eval_batches = eval_batches
         self._precompiled: set[str] = set()  # splits
         self._programs: dict[ranking.Rows, Future] = {}
@@ -53,9 +47,7 @@ class Ranker:
             return module.apply({'params': params}, method='item_vectors')
 
         self._encode = encode
-        if members:
-            item_vectors = jax.vmap(item_vectors)
-        self._item_vectors = jax.jit(item_vectors, out_shardings=self._sharding)
+        self._item_vectors = jax.jit(item_vectors, out_shardings=item_sharding(module.mesh))
 
     def __call__(self, params: Tree, split: str) -> ranking.Ranks:
         """The rank of each user's target in a split, in the order of its users.
@@ -63,9 +55,6 @@ class Ranker:
         Args:
           params: parameters of the module.
           split: a key of `eval_batches`.
-
-        Returns:
-          Ranks [U], or [S, U] of several models.
 
         Raises:
           FloatingPointError: when a score is NaN.
@@ -81,7 +70,6 @@ class Ranker:
             self._module.combine,
             num_items=self._module.num_items,
             mesh=self._module.mesh,
-            members=self._members,
             programs=self._programs,
         )
 
@@ -96,7 +84,7 @@ class Ranker:
             return
         item_VD = jax.ShapeDtypeStruct.update(
             jax.eval_shape(self._item_vectors, self._params_like),
-            sharding=self._sharding,
+            sharding=item_sharding(self._module.mesh),
         )
         ranking.compile_ranking(
             self._programs,
@@ -107,7 +95,6 @@ class Ranker:
             self._module.combine,
             num_items=self._module.num_items,
             mesh=self._module.mesh,
-            members=self._members,
             executor=executor,
         )
         self._precompiled.add(split)
@@ -121,17 +108,9 @@ class Ranker:
         Raises:
           FloatingPointError: when a score is NaN.
         """
-        return _by_log_name(self(params, split))
-
-    def metrics_of_members(self, params: Tree, split: str = 'validation') -> list[dict[str, float]]:
-        """As `metrics`, of each of several models."""
         ranks = self(params, split)
-        return [_by_log_name(ranking.Ranks(*of_one)) for of_one in zip(*ranks)]
-
-
-def _by_log_name(ranks: ranking.Ranks) -> dict[str, float]:
-    return {
-        metrics.log_name(name, protocol): value
-        for protocol in metrics.PROTOCOLS
-        for name, value in metrics.metrics(getattr(ranks, protocol)).items()
-    }
+        return {
+            metrics.log_name(name, protocol): value
+            for protocol in metrics.PROTOCOLS
+            for name, value in metrics.metrics(getattr(ranks, protocol)).items()
+        }

@@ -33,10 +33,7 @@ BATCHES_AHEAD = 8
 
 
 class Ranks(NamedTuple):
-    """The ranks of all users' targets, 1 is best; int32 [U] each, in the order of users.
-
-    Those of S models at once are [S, U].
-    """
+    """The ranks of all users' targets, 1 is best; int32 [U] each, in the order of users."""
 
     masked: np.ndarray
     unmasked: np.ndarray
@@ -334,7 +331,6 @@ def rank_users(
     *,
     num_items: int | None = None,
     mesh: Mesh | None = None,
-    members: int = 0,
     programs: Mapping[Rows, Future] = MappingProxyType({}),
 ) -> Ranks:
     """Ranks every user's target on the devices; only the ranks come back to the host.
@@ -350,29 +346,24 @@ def rank_users(
       combine: score_BQV -> score_BV, for any slice of the items.
       num_items: V; None: item_VD has V + 1 rows.
       mesh: the devices that share histories and items; None: one device.
-      members: S, where `params` and `item_VD` are of S models and have a leading axis; the ranks
-        are then [S, U]. Not with a mesh. 0: of one model.
       programs: from `compile_ranking`; other shapes are compiled when they are met.
 
     Raises:
       FloatingPointError: when a score is NaN.
     """
     if num_items is None:
-        num_items = item_VD.shape[-2] - 1
-    jitted = functools.partial(
-        _rank_rows, encode, combine, num_items=num_items, mesh=mesh, members=members
-    )
-    shape = (members, num_users) if members else (num_users,)
-    ranks = Ranks(np.zeros(shape, np.int32), np.zeros(shape, np.int32))
+        num_items = len(item_VD) - 1
+    jitted = functools.partial(_rank_rows, encode, combine, num_items=num_items, mesh=mesh)
+    ranks = Ranks(np.zeros(num_users, np.int32), np.zeros(num_users, np.int32))
     pending: deque[tuple] = deque()
 
     def read_first() -> None:
         is_user_B, user_B, of_batch = pending.popleft()
-        masked, unmasked, is_nan = (np.asarray(part)[..., is_user_B] for part in of_batch)
-        if np.any(is_nan):
+        masked_B, unmasked_B, is_nan_B = (np.asarray(part)[is_user_B] for part in of_batch)
+        if np.any(is_nan_B):
             raise FloatingPointError('a score is NaN; the model cannot be evaluated')
-        ranks.masked[..., user_B[is_user_B]] = masked
-        ranks.unmasked[..., user_B[is_user_B]] = unmasked
+        ranks.masked[user_B[is_user_B]] = masked_B
+        ranks.unmasked[user_B[is_user_B]] = unmasked_B
 
     for batch in eval_batches:
         rows = _rows(batch)
@@ -397,7 +388,6 @@ def compile_ranking(
     *,
     num_items: int,
     mesh: Mesh | None,
-    members: int = 0,
     executor: Executor | None = None,
 ) -> None:
     """Compiles the programs that `rank_users` needs, one for each shape of a batch.
@@ -411,7 +401,6 @@ def compile_ranking(
       combine: as in `rank_users`.
       num_items: V.
       mesh: as in `rank_users`.
-      members: as in `rank_users`.
       executor: where XLA compiles; tracing happens in the caller's thread. None: here and now.
     """
     for batch in eval_batches:
@@ -425,7 +414,6 @@ def compile_ranking(
                 _put_rows(rows, mesh),
                 num_items=num_items,
                 mesh=mesh,
-                members=members,
             )
             if executor is not None:
                 programs[_shapes(rows)] = executor.submit(lowered.compile)
@@ -434,7 +422,7 @@ def compile_ranking(
                 programs[_shapes(rows)].set_result(lowered.compile())
 
 
-@functools.partial(jax.jit, static_argnames=('encode', 'combine', 'num_items', 'mesh', 'members'))
+@functools.partial(jax.jit, static_argnames=('encode', 'combine', 'num_items', 'mesh'))
 def _rank_rows(
     encode: Callable[..., Array],
     combine: Callable[[Array], Array],
@@ -443,16 +431,12 @@ def _rank_rows(
     rows: Rows,
     num_items: int,
     mesh: Mesh | None,
-    members: int = 0,
 ) -> tuple[Array, Array, Array]:
-    def of_one(params: Any, item_VD: Array) -> tuple[Array, Array, Array]:
-        query_BQD = encode(params, rows.tokens_BL, rows.positions_BL, rows.segments_BL)
-        arrays = query_BQD, item_VD, rows.target_B, rows.seen_BS
-        if mesh is not None:
-            return rank_sharded(*arrays, combine, num_items=num_items, mesh=mesh)
-        return rank_local(*arrays, combine, num_items=num_items)
-
-    return (jax.vmap(of_one) if members else of_one)(params, item_VD)
+    query_BQD = encode(params, rows.tokens_BL, rows.positions_BL, rows.segments_BL)
+    arrays = query_BQD, item_VD, rows.target_B, rows.seen_BS
+    if mesh is not None:
+        return rank_sharded(*arrays, combine, num_items=num_items, mesh=mesh)
+    return rank_local(*arrays, combine, num_items=num_items)
 
 
 def _rows(batch: Any) -> Rows:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fame_jax import machine, run_dir
+from fame_jax import run_dir
 from fame_jax.config import Config
 from fame_jax.config import flags as config_flags
 from fame_jax.data import changes
@@ -34,7 +34,6 @@ Tree = Any
 TRAINED = settings.TRAINED  # stages that train a model
 SPLITS = ('validation', 'test')
 EVAL_USERS = 1024  # users that are ranked at a time
-COMPILERS = 4  # programs that are compiled at a time, at most
 
 
 class RunContext:
@@ -45,8 +44,7 @@ class RunContext:
       model: the module of --model, of which `module` makes those of the stages.
       folder: the run's folder.
       screen: the terminal.
-      executor: threads in which XLA compiles programs of this and of later stages; one where there
-        are few cores.
+      executor: one thread, in which XLA compiles programs of this and of later stages.
       setups: by stage, what it trains with, so that it is compiled once; see train.py.
       programs: by stage, its compiled steps; runs that differ in their seeds share them.
       prints: whether stages print their results to stdout.
@@ -58,8 +56,7 @@ class RunContext:
         self.model = model
         self.folder = folder
         self.screen = screen
-        threads = max(1, min(COMPILERS, machine.cores() // 4))
-        self.executor = concurrent.futures.ThreadPoolExecutor(threads, 'compile')
+        self.executor = concurrent.futures.ThreadPoolExecutor(1, 'compile')
         self.setups: dict[str, Any] = {}
         self.programs: dict[str, Any] = {}
         self.prints = True
@@ -73,15 +70,21 @@ class RunContext:
         self.executor.shutdown(wait=False, cancel_futures=True)
         self._lock.close()
 
-    def share(self, other: 'RunContext', programs: bool = True) -> None:
-        """Takes the data of another run, and with `programs` what it has compiled.
+    def share(self, other: 'RunContext', programs: bool = True, rankers: bool = True) -> None:
+        """Takes the data of another run, and what it has compiled.
 
-        The runs then differ in their seeds alone.
+        Args:
+          other: the run.
+          programs: its steps too; the runs then differ in their seeds alone.
+          rankers: its rankers too; the runs then differ in nothing else that changes a ranking,
+            which a temperature does by rounding alone.
         """
         for name in ('data', 'eval_batches', 'selection_users', 'repeats'):
             self.__dict__[name] = getattr(other, name)  # in the place of the cached property
         if programs:
-            self.programs, self._rankers = other.programs, other._rankers
+            self.programs = other.programs
+        if rankers:
+            self._rankers = other._rankers
 
     def begin_writing(self) -> None:
         """Makes the run's folder and locks it until `close`; each stage that writes there calls it.
@@ -240,25 +243,6 @@ class RunContext:
             module = self.module(stage, self.mesh)
             self._rankers[stage] = Ranker(module, abstract_params(module), self.eval_batches)
         return self._rankers[stage]
-
-    def member_ranker(
-        self, stage: str, members: int, mesh: jax.sharding.Mesh | None = None
-    ) -> Ranker:
-        """As `ranker`, of several runs at once, whose parameters have a leading axis.
-
-        `mesh` are the devices that share the runs.
-        """
-        name = f'{stage} of {members} members'
-        if name not in self._rankers:
-            module = self.module(stage)
-            params_like = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype),
-                abstract_params(module),
-            )
-            params_like = mesh_lib.share_members(params_like, mesh)
-            sharding = jax.tree.leaves(params_like)[0].sharding
-            self._rankers[name] = Ranker(module, params_like, self.eval_batches, members, sharding)
-        return self._rankers[name]
 
     def checkpoints(self, stage: str, folder: str = '') -> Checkpoints:
         """The stage's checkpoints, or those of the run in another folder.

@@ -11,7 +11,6 @@ hold a run each, as a command with --seed=0 makes it, which every other command 
 
 import contextlib
 import dataclasses
-import functools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +46,6 @@ from fame_jax.training.members import (
     make_member_step,
     stack_members,
     stack_trees,
-    validate_together,
 )
 from fame_jax.training.profile import Profile
 from fame_jax.training.step import Program, abstract_state
@@ -171,10 +169,11 @@ def run_stages(
       UserError: where --members asks for one program and the model or settings cannot.
     """
     first = contexts[0]
+    in_one = {s: s in TRAINED and choose_how(first, s, how) == 'vmap' for s in wanted}
     for context in contexts[1:]:
-        context.share(first, all(numbers_of(context, s) == numbers_of(first, s) for s in TRAINED))
-    for stage in wanted:
-        together = stage in TRAINED and choose_how(first, stage, how) == 'vmap'
+        is_same = all(numbers_of(context, s) == numbers_of(first, s) for s in TRAINED)
+        context.share(first, programs=is_same, rankers=is_same or any(in_one.values()))
+    for stage, together in in_one.items():
         if together and len(contexts) > 1:
             at_once = count_members(first, stage, len(contexts))
             for begin in range(0, len(contexts), at_once):
@@ -267,36 +266,27 @@ def train_members(
     """
     screen, quiet, group = contexts[0].screen, Screen('none'), Group(contexts, stage)
     with contextlib.ExitStack() as stack:
-        opened, members, silent = [], [], screen
+        members, silent = [], screen
         for context in contexts:
             checkpoints = stack.enter_context(open_checkpoints(context, stage, screen))
             if checkpoints is None:
                 continue
-            if not opened:
+            if not members:
                 _precompile(contexts, stage)
-            one = stack.enter_context(open_stage(context, stage, checkpoints, silent))
-            opened.append((context, one))
+            opened = stack.enter_context(open_stage(context, stage, checkpoints, silent))
             silent = quiet  # the model is named once
-        if not opened:
-            return
-        values = [None] * len(opened)
-        if any(one.parts['checkpoints'].last_step() is None for _, one in opened):
-            params = [one.start['state'].params for _, one in opened]
-            with screen.waiting(f'{stage}: validating, compiling'):
-                stacked = stack_trees(params + params[:1] * (group.places - len(params)))
-                stacked = mesh_lib.share_members(stacked, group.mesh)
-                values = validate_together(group.validate, stacked, group.places)
-        for (context, one), of_initial in zip(opened, values):
             nothing = stack.enter_context(contextlib.closing(Profile('')))
-            loop = Loop(group.program, profile=nothing, **one.parts)
+            loop = Loop(group.program, profile=nothing, **opened.parts)
             loop.log.screen = quiet
-            loop.start(**one.start, values=of_initial)
-            one.start.clear()  # the loop has the state
-            about = one.setup.epochs, one.before_epoch, group.numbers_of(context)
+            with screen.waiting(f'{stage}: validating {name(context)}'):
+                loop.start(**opened.start)
+            opened.start.clear()  # the loop has the state
+            about = opened.setup.epochs, opened.before_epoch, group.numbers_of(context)
             members.append(Member(name(context), loop, *about))
+        if not members:
+            return
         screen.say(f'{stage}: {len(members)} runs in one program{group.describe_devices()}')
-        about = group.places, group.program, group.validate, screen, group.mesh, until
-        fit_members(members, *about)
+        fit_members(members, group.places, group.program, screen, group.mesh, until)
     for member in members:
         screen.say(f'{stage}: {member.name}, {describe_end(member.loop.progress)}')
 
@@ -308,7 +298,6 @@ class Group:
       mesh: the devices that share the runs; None: one device.
       places: the runs, rounded up to a multiple of the devices.
       program: blocks of steps of all runs; the same object for the same runs.
-      validate: stacked parameters -> the metrics of each place.
     """
 
     def __init__(self, contexts: Sequence[RunContext], stage: str):
@@ -330,8 +319,6 @@ class Group:
             member_step = make_member_step(step, unravel, self.mesh)
             first.programs[name] = Program(member_step, setup.program.size)
         self.program = first.programs[name]
-        ranker = first.member_ranker(stage, self.places, self.mesh)
-        self.validate = functools.partial(ranker.metrics_of_members, split='selection')
 
     def numbers_of(self, context: RunContext) -> np.ndarray:
         """The settings of a run, in the order of the program; none where the runs have the same."""
@@ -357,10 +344,7 @@ def _precompile(contexts: Sequence[RunContext], stage: str) -> None:
         stacked, key = mesh_lib.share_members((stacked, key), group.mesh)
         group.program.precompile(stacked, batch, key, first.executor)
         if later != stage:  # the first stage validates before it trains, in the main thread
-            first.member_ranker(later, places, group.mesh).precompile('selection', first.executor)
-    if 'evaluate' in first.config.run.stages:
-        for later in stages[stages.index(stage) :]:
-            first.ranker(later).precompile('test', first.executor)
+            first.ranker(later).precompile('selection', first.executor)
 
 
 def write_results(folder: Path, contexts: Sequence[RunContext]) -> str:

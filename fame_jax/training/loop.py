@@ -174,12 +174,8 @@ class Loop:
         data_sha256: str,
         machine: dict[str, Any],
         select_on: str = SELECT_ON,
-        values: dict[str, float] | None = None,
     ) -> None:
-        """Restores the newest checkpoint, or validates the initial parameters and saves them.
-
-        `values` are the metrics of the initial parameters, where they are known.
-        """
+        """Restores the newest checkpoint, or validates the initial parameters and saves them."""
         if self.checkpoints.last_step() is not None:
             self._restore(state, key)
             return
@@ -191,7 +187,7 @@ class Loop:
             select_on=select_on,
         )
         self.log.drop_after(-1)
-        values = values or self._validate()
+        values = self._validate()
         self.progress.best_value = values[select_on]
         self.log.values('validation', 0, 0, values)
         self.log.say(f'before the first step, validation {summarise(values, select_on)}')
@@ -276,21 +272,15 @@ class Loop:
             'histories_per_second': data.num_histories * share / seconds,
         }
 
-    def end_epoch(
-        self,
-        rates: dict[str, float],
-        signal_received: Callable[[], int],
-        values: dict[str, float] | None = None,
-    ) -> None:
+    def end_epoch(self, rates: dict[str, float], signal_received: Callable[[], int]) -> None:
         """Validates, keeps the best epoch's parameters, logs and saves.
 
         Args:
           rates: seconds and speed of the epoch's steps.
           signal_received: the signal that has come, or 0.
-          values: the metrics of validation, where they are known.
         """
         progress = self.progress
-        values = values or self._validate()
+        values = self._validate()
         self.last_value = values[progress.select_on]
         progress.epoch += 1
         progress.stale += 1

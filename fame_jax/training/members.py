@@ -4,7 +4,7 @@ Members differ in their seeds, and in settings that are numbers in the program.
 
 step = make_member_step(step)              the step of one run, for all members
 program = Program(step, size)              blocks of steps, as for one run
-fit_members(members, 3, program, validate, screen)   epochs until every member has ended
+fit_members(members, 3, program, screen)   epochs until every member has ended
 
 A member has the parameters, batches, dropout, negatives, validation and early stop of a run of its
 own. The program keeps its size: the results of members that have ended are
@@ -29,14 +29,11 @@ from fame_jax.batch import Batch
 from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.screen import Screen, duration
 from fame_jax.training.loop import SELECT_ON, Epoch, Loop
-from fame_jax.training.optimizer import averaged_params
 from fame_jax.training.signals import Interrupted, catch_signals
 from fame_jax.training.step import Program, State, Step
 
 Array = jax.Array
 Tree = Any
-# Stacked parameters -> the metrics of each place.
-Validate = Callable[[Tree], Sequence[dict[str, float]]]
 
 
 class MemberBatch(NamedTuple):
@@ -118,7 +115,6 @@ def fit_members(
     members: Sequence[Member],
     places: int,
     program: Program,
-    validate: Validate,
     screen: Screen,
     mesh: jax.sharding.Mesh | None = None,
     until: int | None = None,
@@ -130,7 +126,6 @@ def fit_members(
       places: S, the length of that axis; larger than the number of members where some have ended
         before.
       program: of a step by `make_member_step`.
-      validate: stacked parameters of all places -> the metrics of each place.
       screen: the terminal: a bar of the steps, and a line an epoch.
       mesh: the devices that share the members, as `make_member_step` has it.
       until: stops after this epoch and saves; None: at a limit.
@@ -143,7 +138,7 @@ def fit_members(
         member.loop.saving_together = len(members)
     with catch_signals() as signal_received:
         while active := [member for member in members if member.loop.goes_on(until)]:
-            _take_epoch(active, places, program, validate, screen, mesh, signal_received)
+            _take_epoch(active, places, program, screen, mesh, signal_received)
     for member in members:
         member.loop.save_new()
 
@@ -152,7 +147,6 @@ def _take_epoch(
     members: Sequence[Member],
     places: int,
     program: Program,
-    validate: Validate,
     screen: Screen,
     mesh: jax.sharding.Mesh | None,
     signal_received: Callable[[], int],
@@ -195,38 +189,22 @@ def _take_epoch(
                 screen.close()
                 raise Interrupted(signal, stage, first.progress.step)
     _add_sums(loops, pending)
-    seconds = time.monotonic() - began
-    with screen.waiting(f'{stage}: validating'):
-        values = validate_together(validate, averaged_params(state.params, state.optimizer), places)
     for loop, part in zip(loops, unstack_tree(state, places)):
         loop.state = part
-    signal, stopped = signal_received(), None
-    for s, (member, loop, n, start) in enumerate(zip(members, loops, done, began_at)):
+    seconds, signal, stopped = time.monotonic() - began, signal_received(), None
+    for member, loop, n, start in zip(members, loops, done, began_at):
         share = (n - start) / member.data.num_steps
         rates = {
             'seconds': seconds,
             'histories_per_second': member.data.num_histories * share / seconds,
         }
         try:
-            loop.end_epoch(rates, lambda: signal, values[s])
+            loop.end_epoch(rates, lambda: signal)
         except Interrupted as interrupted:
             stopped = interrupted
     screen.end(_line(members, seconds))
     if stopped is not None:
         raise stopped
-
-
-def validate_together(
-    validate: Validate, weights: Tree, places: int
-) -> list[dict[str, float] | None]:
-    """The metrics of all places; of none where a score is NaN.
-
-    Each loop then validates by itself, and the error names the run that has diverged.
-    """
-    try:
-        return list(validate(weights))
-    except FloatingPointError:
-        return [None] * places
 
 
 def _add_sums(loops: Sequence[Loop], block: tuple[dict[str, Array], list[int]] | None) -> None:
