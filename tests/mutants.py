@@ -92,8 +92,8 @@ MUTANTS = [
     Mutant(
         'evaluate takes the data set for the catalogue',
         'api.py',
-        'index_V[items], offsets, index_V[target_U]',
-        'items, offsets, target_U',
+        'recommender.model, index_V[data.items], len(ends)',
+        'recommender.model, data.items, len(ends)',
         'api_test.py -k another_order',
     ),
     Mutant(
@@ -170,16 +170,18 @@ MUTANTS = [
     # Data.
     Mutant(
         'validation for test',
-        'data/dataset.py',
-        "TARGET_PLACES = {'validation': 2, 'test': 1}",
-        "TARGET_PLACES = {'validation': 1, 'test': 2}",
+        'data/split.py',
+        "{'validation': Targets(users, starts, stops - 2)}\n"
+        "    parts['test'] = Targets(users, starts, stops - 1)",
+        "{'validation': Targets(users, starts, stops - 1)}\n"
+        "    parts['test'] = Targets(users, starts, stops - 2)",
         'data/dataset_test.py',
     ),
     Mutant(
         'the validation item is trained on',
-        'data/dataset.py',
-        'return self._without_last(2)',
-        'return self._without_last(1)',
+        'data/split.py',
+        'return Split(stops - 2, parts)',
+        'return Split(stops - 1, parts)',
         f'{COUNTS} data/dataset_test.py',
     ),
     Mutant(
@@ -1803,8 +1805,8 @@ MUTANTS = [
     Mutant(
         'the item graph is not ranked anew after shuffling',
         'stages/graph_baseline.py',
-        'items=histories.shuffle_items(data.items, test.starts, test.ends)',
-        'items=data.items',
+        'items=histories.shuffle_items(test.items, test.starts, test.ends)',
+        'items=test.items',
         'stages/graph_baseline_test.py',
     ),
     Mutant(
@@ -1817,8 +1819,8 @@ MUTANTS = [
     Mutant(
         'unseen targets are seen',
         'stages/evaluate.py',
-        'items, _ = context.data.training_histories()\n    _, _, target_U',
-        'items = context.data.items\n    _, _, target_U',
+        'items, _ = data.training_histories()\n    _, ends',
+        'items = data.items\n    _, ends',
         COUNTS,
     ),
     Mutant(
@@ -1866,9 +1868,8 @@ MUTANTS = [
     Mutant(
         'the page shows test histories with their target',
         'stages/report.py',
-        "items, offsets, target_U = data.leave_one_out('test')\n    cases = []",
-        "items, offsets, target_U = data.items, data.offsets, data.leave_one_out('test')[2]\n"
-        '    cases = []',
+        'data.items[starts[row] : ends[row]].tolist()',
+        'data.items[starts[row] : ends[row] + 1].tolist()',
         'stages/report_test.py -k cases',
     ),
     Mutant(
