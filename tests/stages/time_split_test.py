@@ -14,8 +14,10 @@ from fame_jax import stages
 from fame_jax.config import flags
 from fame_jax.data.dataset import Dataset
 from fame_jax.errors import UserError
+from fame_jax.evaluation import histories, item_graph
 from fame_jax.main import main
 from fame_jax.report import tables
+from fame_jax.stages import graph_baseline
 from fame_jax.stages.open_recommender import open_recommender
 from fame_jax.stages.report import explain_cases
 from fame_jax.stages.train import make_windows
@@ -244,6 +246,18 @@ def test_runs_with_other_splits_share_prepared_data(log, run, tmp_path):
             assert row['test']['masked']['ndcg@10']['values'] == [value]
     page = tables.markdown({'datasets': found})
     assert f'split by time at {moment}' in page and 'leave one out except' in page
+
+
+def test_each_history_of_a_user_is_shuffled_by_itself():
+    """Targets 4 and 5 of one user: the histories overlap, and each keeps its last item."""
+    items = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9], np.int32)
+    bounds = np.array([0, 0, 5]), np.array([3, 4, 8])
+    found = graph_baseline._shuffle(item_graph.Histories(items, *bounds, items[bounds[1]]))
+    rows = [found.items[a:b].tolist() for a, b in zip(found.starts, found.ends)]
+    assert [sorted(row) for row in rows] == [[1, 2, 3], [1, 2, 3, 4], [6, 7, 8]]
+    assert [row[-1] for row in rows] == [3, 4, 8] and found.targets.tolist() == [4, 5, 9]
+    alone = histories.shuffle_items(items, bounds[0][:1], bounds[1][:1])[:3]
+    assert rows[0] == alone.tolist()
 
 
 def test_a_sample_of_targets_selects(run, tmp_path):
