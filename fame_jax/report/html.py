@@ -86,6 +86,8 @@ def _summary(run: RunReport) -> str:
             f'{text(run.names["pretrain"])}) to {number(first["ndcg@10"])}{_gain(run)}.'
         )
     parts.append(_repeats(run.card))
+    if run.card.get('time_split', {}).get('targets') == 'successive':
+        parts.append('In all sections, a user with several targets counts once for each.')
     parts += [line[0].upper() + line[1:] for line in limit_lines(run.card)]
     return f'<p>{" ".join(filter(None, parts))}</p>'
 

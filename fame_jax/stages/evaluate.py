@@ -305,7 +305,7 @@ def summary(
         f'\n{title(context.data)}\n',
         table(rows, columns),
         _lists_table(results),
-        _rare_targets(results),
+        _rare_targets(results, 'targets' if context.data.split.is_by_time else 'users'),
     ]
     share = context.repeats['test']
     if share > REPEATS_SAID:
@@ -359,7 +359,7 @@ def _order_lines(
     ]
 
 
-def _rare_targets(results: dict[str, Any]) -> str:
+def _rare_targets(results: dict[str, Any], what: str = 'users') -> str:
     """HR@10 of targets with no and with few training actions, where there are such users.
 
     In the ranking that selects epochs, as the lists.
@@ -373,7 +373,7 @@ def _rare_targets(results: dict[str, Any]) -> str:
                 f'{model} {group[protocol]["hr@10"]:.4f}' for model, group in of_model.items()
             )
             lines.append(
-                f'\nTargets seen {times} in training ({users:,} users), {protocol} HR@10: {values}.'
+                f'\nTargets seen {times} in training ({users:,} {what}), {protocol} HR@10: {values}.'
             )
     return ''.join(lines)
 

@@ -162,6 +162,7 @@ def test_the_later_stages_use_the_run(log, run, tmp_path):
     found = read_results(run)['card']['time_split']
     assert f'The split is by time at {found["moment"]}' in page
     assert f'{found["test"]["targets"]:,} targets' in page
+    assert 'a user with several targets counts once for each' in page
     assert fj.load(tmp_path / 'run').card['protocol']['split'].startswith('by time')
 
 
