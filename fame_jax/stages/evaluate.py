@@ -373,7 +373,8 @@ def _rare_targets(results: dict[str, Any], what: str = 'users') -> str:
                 f'{model} {group[protocol]["hr@10"]:.4f}' for model, group in of_model.items()
             )
             lines.append(
-                f'\nTargets seen {times} in training ({users:,} {what}), {protocol} HR@10: {values}.'
+                f'\nTargets seen {times} in training ({users:,} {what}), {protocol} HR@10: '
+                f'{values}.'
             )
     return ''.join(lines)
 

@@ -29,6 +29,7 @@ SMALL = [
     *('--progress=none', '--width=8', '--num_blocks=1', '--num_experts=2', '--max_length=6'),
     *('--row_length=16', '--k_core=0', '--pretrain_epochs=1', '--finetune_epochs=1'),
 ]
+SASREC = ['--model=sasrec', *SMALL[:3], *SMALL[4:7]]
 SPLIT = ['--split=time', '--split_at=.8', '--split_targets=successive']
 
 
@@ -193,13 +194,13 @@ def test_a_page_explains_the_histories_before_their_targets(run):
         )
 
 
-def test_more_epochs_are_those_of_an_uninterrupted_run(log, run, tmp_path):
+def test_more_epochs_are_those_of_an_uninterrupted_run(run, tmp_path):
     """The same run, resumed; its split comes from its flags.cfg."""
-    longer = [*SMALL[:-1], '--finetune_epochs=2', f'--dataset={log}']
-    assert main([*longer, *SPLIT, f'--workdir={tmp_path}/whole']) == 0
-    shutil.copytree(run, tmp_path / 'resumed')
-    argv = [f'--workdir={tmp_path}/resumed', '--progress=none', '--finetune_epochs=2']
-    assert main([*argv, '--stages=finetune,evaluate']) == 0
+    argv = [*SASREC, f'--prepared={run}', *SPLIT]
+    assert main([*argv, '--pretrain_epochs=2', f'--workdir={tmp_path}/whole']) == 0
+    assert main([*argv, '--pretrain_epochs=1', f'--workdir={tmp_path}/resumed']) == 0
+    argv = [f'--workdir={tmp_path}/resumed', '--progress=none', '--pretrain_epochs=2']
+    assert main([*argv, '--stages=pretrain,evaluate']) == 0
     with (
         np.load(tmp_path / 'whole' / 'ranks.npz') as whole,
         np.load(tmp_path / 'resumed' / 'ranks.npz') as resumed,
@@ -226,8 +227,7 @@ def test_another_split_is_another_run(log, run, tmp_path, capsys):
 def test_runs_with_other_splits_share_prepared_data(log, run, tmp_path):
     shutil.copytree(run / 'dataset', tmp_path / 'data' / 'dataset')
     shutil.copy(run / 'flags.cfg', tmp_path / 'data')
-    argv = ['--model=sasrec', *SMALL[:2], *SMALL[4:7], '--pretrain_epochs=1']
-    argv.append(f'--prepared={tmp_path}/data')
+    argv = [*SASREC, '--pretrain_epochs=1', f'--prepared={tmp_path}/data']
     assert main([*argv, f'--workdir={tmp_path}/one']) == 0
     assert main([*argv, *SPLIT, f'--workdir={tmp_path}/time']) == 0
     assert len(list((tmp_path / 'data').glob('item_graph*.npz'))) == 2
