@@ -134,7 +134,7 @@ def split_by_time(
         'moment': show(moment),
         'validation_moment': show(earlier),
         'targets': targets,
-        'trained_on': 'actions before the validation moment, to the end',
+        'trained_on': 'actions before the validation moment; not again on those after it',
         'training': {
             'users': int(np.count_nonzero(train_ends > starts)),
             'items': int(np.count_nonzero(is_trained)),
