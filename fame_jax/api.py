@@ -16,8 +16,8 @@ import numpy as np
 
 from fame_jax import run_dir, stages
 from fame_jax.config import flags
-from fame_jax.data import eval_batches
 from fame_jax.data.dataset import Dataset
+from fame_jax.data.eval_batches import EvalBatches
 from fame_jax.errors import UserError
 from fame_jax.evaluation import ranking
 from fame_jax.evaluation.ranking import Ranks
@@ -158,7 +158,7 @@ def fit(
 
     Args:
       data: interactions; the last item of each user is the test target, the one before the
-        validation target.
+        validation target. `data.split_by_time()` has other targets.
       model: a module such as FAME(width=64) or SASRec(); the number of items is filled in. None:
         FAME().
       training: epochs, rates and seeds.
@@ -197,15 +197,17 @@ def fit(
 def evaluate(
     recommender: Recommender, data: Dataset, split: Literal['validation', 'test'] = 'test'
 ) -> Ranks:
-    """Ranks every user's held-out item among all items.
+    """Ranks every held-out item among all items.
 
     Args:
       recommender: of `fit` or `load`.
       data: users and their histories; items by the caller's ids.
-      split: 'test', the last item of each user, or 'validation', the one before.
+      split: 'test', the last item of each user, or 'validation', the one before. Of data that are
+        split by time (`data.split_by_time()`), the targets of that split.
 
     Returns:
-      Ranks, int32 [U] in the order of data.user_ids for both protocols;
+      Ranks, int32 [U] in the order of data.user_ids for both protocols; of a split by time [R], in
+      the order of data.split.parts[split].users.
       `fame_jax.evaluation.metrics.metrics(ranks.masked)` are HR, NDCG and MRR.
 
     Raises:
@@ -218,17 +220,17 @@ def evaluate(
             f'{len(unknown):,} items of the data are not in the catalogue, such as {unknown[0]!r}'
         )
     index_V = np.concatenate([[0], known]).astype(np.int32)
-    items, offsets, target_U = data.leave_one_out(split)
-    model, num_users = recommender.model, data.num_users
-    batches = eval_batches.eval_batches(
-        index_V[items], offsets, index_V[target_U], model.max_length, min(EVAL_USERS, num_users)
+    starts, ends = data.history_bounds(split)
+    model, items, number = recommender.model, index_V[data.items], len(ends)
+    batches = EvalBatches(
+        items, starts, ends, items[ends], model.max_length, min(EVAL_USERS, number)
     )
     return ranking.rank_users(
         model.encode,
         model.params,
         model.item_VD,
         batches,
-        num_users,
+        number,
         model.combine,
         num_items=recommender.num_items,
     )
@@ -281,6 +283,7 @@ def _fit(
     argv = [
         f'--dataset={data.card.get("name", "data")}',
         f'--progress={progress}',
+        *_split_flags(data),
         *training.flags(),
     ]
     with contextlib.ExitStack() as stack:
@@ -313,6 +316,14 @@ def _fit(
             raise KeyboardInterrupt(
                 f'{error}; call fit again with the same arguments to go on'
             ) from None
+
+
+def _split_flags(data: Dataset) -> list[str]:
+    """The split of the data as flags of a run."""
+    if data.time_split is None:
+        return []
+    card = data.time_split.card
+    return ['--split=time', f'--split_at={card["at"]}', f'--split_targets={card["targets"]}']
 
 
 def _read_result(context: stages.RunContext) -> FitResult:
@@ -365,6 +376,9 @@ def _save_data(data: Dataset, context: stages.RunContext) -> None:
     """Writes the data set into the run's folder, or checks that it is the one there."""
     if context.is_prepared:
         if context.data.card['fingerprint'] != data.fingerprint():
-            raise UserError(f'{context.folder} holds a run on other data; choose another workdir')
+            raise UserError(
+                f'{context.folder} holds a run on other data, or on another split of them; choose '
+                'another workdir'
+            )
         return
     save_data(context, data)

@@ -92,8 +92,8 @@ MUTANTS = [
     Mutant(
         'evaluate takes the data set for the catalogue',
         'api.py',
-        'index_V[items], offsets, index_V[target_U]',
-        'items, offsets, target_U',
+        'recommender.model, index_V[data.items], len(ends)',
+        'recommender.model, data.items, len(ends)',
         'api_test.py -k another_order',
     ),
     Mutant(
@@ -170,17 +170,61 @@ MUTANTS = [
     # Data.
     Mutant(
         'validation for test',
-        'data/dataset.py',
-        "TARGET_PLACES = {'validation': 2, 'test': 1}",
-        "TARGET_PLACES = {'validation': 1, 'test': 2}",
+        'data/split.py',
+        "{'validation': Targets(users, starts, stops - 2)}\n"
+        "    parts['test'] = Targets(users, starts, stops - 1)",
+        "{'validation': Targets(users, starts, stops - 1)}\n"
+        "    parts['test'] = Targets(users, starts, stops - 2)",
         'data/dataset_test.py',
     ),
     Mutant(
         'the validation item is trained on',
-        'data/dataset.py',
-        'return self._without_last(2)',
-        'return self._without_last(1)',
+        'data/split.py',
+        'return Split(stops - 2, parts)',
+        'return Split(stops - 1, parts)',
         f'{COUNTS} data/dataset_test.py',
+    ),
+    Mutant(
+        'the moment itself is trained on',
+        'data/split.py',
+        'np.cumsum(times < moment)',
+        'np.cumsum(times <= moment)',
+        'data/split_test.py -k loop',
+    ),
+    Mutant(
+        'validation is not before the test',
+        'data/split.py',
+        'earlier = _quantile(before, share) if',
+        'earlier = _quantile(times, share / 2) if',
+        'data/split_test.py -k loop',
+    ),
+    Mutant(
+        'two splits have one fingerprint',
+        'data/dataset.py',
+        'if self.time_split is None:\n            return fingerprint',
+        'if True:\n            return fingerprint',
+        'data/split_test.py -k other_data',
+    ),
+    Mutant(
+        'windows of a split by time are those of leave one out',
+        'stages/train.py',
+        'options.long_histories, data.split.train_ends',
+        'options.long_histories, data.offsets[1:] - 2',
+        'stages/time_split_test.py -k windows',
+    ),
+    Mutant(
+        'several histories of a user are shuffled in one place',
+        'stages/graph_baseline.py',
+        'if (test.starts[1:] < test.ends[:-1]).any():',
+        'if False:',
+        'stages/time_split_test.py -k by_itself',
+    ),
+    Mutant(
+        'two splits in one table',
+        'report/tables.py',
+        'if not time_split:\n        return dataset',
+        'if True:\n        return dataset',
+        'report/tables_test.py -k splits',
     ),
     Mutant(
         'windows without the next target',
@@ -1817,8 +1861,8 @@ MUTANTS = [
     Mutant(
         'the item graph is not ranked anew after shuffling',
         'stages/graph_baseline.py',
-        'items=histories.shuffle_items(data.items, test.starts, test.ends)',
-        'items=data.items',
+        'items=histories.shuffle_items(test.items, test.starts, test.ends)',
+        'items=test.items',
         'stages/graph_baseline_test.py',
     ),
     Mutant(
@@ -1831,8 +1875,8 @@ MUTANTS = [
     Mutant(
         'unseen targets are seen',
         'stages/evaluate.py',
-        'items, _ = context.data.training_histories()\n    _, _, target_U',
-        'items = context.data.items\n    _, _, target_U',
+        'items, _ = data.training_histories()\n    _, ends',
+        'items = data.items\n    _, ends',
         COUNTS,
     ),
     Mutant(
@@ -1880,9 +1924,8 @@ MUTANTS = [
     Mutant(
         'the page shows test histories with their target',
         'stages/report.py',
-        "items, offsets, target_U = data.leave_one_out('test')\n    cases = []",
-        "items, offsets, target_U = data.items, data.offsets, data.leave_one_out('test')[2]\n"
-        '    cases = []',
+        'data.items[starts[row] : ends[row]].tolist()',
+        'data.items[starts[row] : ends[row] + 1].tolist()',
         'stages/report_test.py -k cases',
     ),
     Mutant(

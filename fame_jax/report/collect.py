@@ -44,7 +44,7 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True)
 class Grouping:
-    """Test users in groups by one property; rows as `groups.group_metrics` returns them."""
+    """Test targets in groups by one property; rows as `groups.group_metrics` returns them."""
 
     by: str
     rows: Sequence[Mapping[str, Any]]
@@ -69,7 +69,7 @@ class RunReport:
       results: stage ('popularity' and 'item_graph' too) -> 'model', its name; 'test', and
         'shuffled' after an order test, protocol -> metrics; 'lists', protocol -> metrics of
         recommended lists.
-      ranks: stage -> protocol -> int [U], the rank of each user's test target.
+      ranks: stage -> protocol -> int [R], the rank of each test target.
       paper: stage -> the paper's results for that model.
       curves: of each stage that logged epochs.
       groupings: test metrics by length of the history and by popularity of the target.
@@ -240,10 +240,10 @@ def _curve_name(name: str) -> str:
 
 def _groupings(data: Dataset, ranks: Mapping[str, Mapping[str, np.ndarray]]) -> list[Grouping]:
     trained, _ = data.training_histories()
-    _, offsets, target_U = data.leave_one_out('test')
-    count_U = np.bincount(trained, minlength=data.num_items + 1)[target_U]
+    starts, ends = data.history_bounds('test')
+    count_U = np.bincount(trained, minlength=data.num_items + 1)[data.items[ends]]
     parts = {
-        'length of history': groups.by_quantile(np.diff(offsets)),
+        'length of history': groups.by_quantile(ends - starts),
         'popularity of the target': groups.by_popularity(count_U),
     }
     return [Grouping(by, groups.group_metrics(part, ranks)) for by, part in parts.items()]

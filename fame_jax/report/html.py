@@ -67,7 +67,7 @@ def _summary(run: RunReport) -> str:
     data, protocol = run.card['dataset'], run.protocol
     first, other = (run.metrics(run.stage, p) for p in (protocol, run.other_protocol))
     parts = [
-        f'The last item of each of {data["users"]:,} users is ranked among all {data["items"]:,} '
+        f'{_targets(run.card)} is ranked among all {data["items"]:,} '
         f'items. {RANKED[protocol]}, HR@10 is <b>{number(first["hr@10"])}</b> '
         f'and NDCG@10 <b>{number(first["ndcg@10"])}</b>; {run.other_protocol}, '
         f'{number(other["hr@10"])} and {number(other["ndcg@10"])}.'
@@ -86,8 +86,25 @@ def _summary(run: RunReport) -> str:
             f'{text(run.names["pretrain"])}) to {number(first["ndcg@10"])}{_gain(run)}.'
         )
     parts.append(_repeats(run.card))
+    if run.card.get('time_split', {}).get('targets') == 'successive':
+        parts.append('In all sections, a user with several targets counts once for each.')
     parts += [line[0].upper() + line[1:] for line in limit_lines(run.card)]
     return f'<p>{" ".join(filter(None, parts))}</p>'
+
+
+def _targets(card: Mapping[str, Any]) -> str:
+    """The targets of the test, as the subject of a sentence."""
+    by_time = card.get('time_split')
+    if not by_time:
+        return f'The last item of each of {card["dataset"]["users"]:,} users'
+    test = by_time['test']
+    which = 'The last item' if by_time['targets'] == 'last' else 'Each item'
+    return (
+        f'The split is by time at {by_time["moment"]}, and training ends at '
+        f'{by_time["validation_moment"]}. {which} from then on of {test["users"]:,} users '
+        f'({test["targets"]:,} targets, {test["targets_without_training"]:,} of them without a '
+        'training action)'
+    )
 
 
 def _gain(run: RunReport) -> str:

@@ -15,7 +15,7 @@ from fame_jax import run_dir
 from fame_jax.config import Config
 from fame_jax.config import flags as config_flags
 from fame_jax.data import changes
-from fame_jax.data.card import REPEATS_RULE, repeat_share
+from fame_jax.data.card import REPEATS_RULE, describe_split, repeat_share
 from fame_jax.data.dataset import Dataset
 from fame_jax.data.eval_batches import EvalBatches
 from fame_jax.errors import UserError
@@ -63,6 +63,7 @@ class RunContext:
         self._rankers: dict[str, Ranker] = {}
         self._lock = contextlib.ExitStack()
         self._writes = False
+        self._says_split = True
         self._check_again: Callable[[], None] = lambda: None
 
     def close(self) -> None:
@@ -85,6 +86,7 @@ class RunContext:
             self.programs = other.programs
         if rankers:
             self._rankers = other._rankers
+        self._says_split = False  # the other says it
 
     def begin_writing(self) -> None:
         """Makes the run's folder and locks it until `close`; each stage that writes there calls it.
@@ -138,7 +140,7 @@ class RunContext:
             where = str(folder) if folder.is_dir() else f'{folder}, which does not exist,'
             raise UserError(f'{where} holds no prepared data; run --stages=prepare first')
         with self.screen.waiting(f'reading {self.dataset_folder}'):
-            data = Dataset.load(self.dataset_folder)
+            data = self.split(Dataset.load(self.dataset_folder))
         if 'prepare' not in self.config.run.stages:
             log = self.find_changed_log()
             if log is not None:
@@ -147,6 +149,23 @@ class RunContext:
                     'the prepared data are used'
                 )
         return data
+
+    def split(self, data: Dataset) -> Dataset:
+        """The data with the run's split.
+
+        Raises:
+          UserError: when they cannot be split by time.
+        """
+        options = self.config.data
+        if options.split != 'time':
+            return data
+        return data.split_by_time(options.split_at, options.split_targets)
+
+    def say_split(self) -> None:
+        """Says once which moments a split by time has, and what it counts before and after them."""
+        for line in describe_split(self.data) if self._says_split else ():
+            self.screen.say(line)
+        self._says_split = False
 
     def find_changed_log(self) -> Path | None:
         """The log, where it is there and differs from the one that was prepared."""
@@ -178,7 +197,7 @@ class RunContext:
 
     @functools.cached_property
     def eval_batches(self) -> dict[str, EvalBatches]:
-        """All users of each split, and as 'selection' those on whom epochs are selected.
+        """All targets of each split, and as 'selection' those on which epochs are selected.
 
         The devices share each batch.
         """
@@ -188,9 +207,9 @@ class RunContext:
             batches['selection'] = self._eval_batches('validation', self.selection_users)
         return batches
 
-    def _eval_batches(self, split: str, users: slice | np.ndarray = slice(None)) -> EvalBatches:
+    def _eval_batches(self, split: str, chosen: slice | np.ndarray = slice(None)) -> EvalBatches:
         data, parts = self.data, self.config.devices.data_parallel
-        starts, ends = (bounds[users] for bounds in data.history_bounds(split))
+        starts, ends = (bounds[chosen] for bounds in data.history_bounds(split))
         rows = min(EVAL_USERS, len(starts))
         return EvalBatches(
             data.items,
@@ -204,21 +223,28 @@ class RunContext:
 
     @functools.cached_property
     def selection_users(self) -> np.ndarray | None:
-        """The sample of --validation_users, ascending int64; None: all users.
+        """The sample of --validation_users: validation targets, ascending int64; None: all.
 
-        It is drawn from the data's fingerprint, so that all models and seeds have the same one.
+        It is drawn from the data's fingerprint, so that all models and seeds have the same one. In
+        leave one out each user has one target.
         """
-        size, num_users = self.config.training.validation_users, self.data.num_users
-        if not 0 < size < num_users:
+        size, number = self.config.training.validation_users, self.num_targets('validation')
+        if not 0 < size < number:
             return None
         draw = np.random.default_rng(int(self.data.card['fingerprint'], 16))
-        return np.sort(draw.choice(num_users, size, replace=False))
+        return np.sort(draw.choice(number, size, replace=False))
+
+    def num_targets(self, split: str) -> int:
+        """The number of targets of a split; in leave one out one of each user."""
+        return len(self.data.history_bounds(split)[1])
 
     def describe_selection(self) -> str:
-        """The users on whom epochs are selected, in words."""
+        """The users on whom epochs are selected, in words; targets in a split by time."""
+        what = 'targets' if self.data.split.is_by_time else 'users'
         if self.selection_users is None:
-            return 'all users'
-        return f'a fixed sample of {len(self.selection_users):,} of {self.data.num_users:,} users'
+            return f'all {what}'
+        number = self.num_targets('validation')
+        return f'a fixed sample of {len(self.selection_users):,} of {number:,} {what}'
 
     def module(self, stage: str, mesh: jax.sharding.Mesh | None = None) -> ItemModel:
         """The module that a stage trains, its tables sharded over `mesh`."""

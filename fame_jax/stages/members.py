@@ -29,6 +29,7 @@ from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.screen import Screen, grid, short
 from fame_jax.stages import settings
 from fame_jax.stages.context import TRAINED, RunContext, abstract_params, open_run
+from fame_jax.stages.evaluate import title
 from fame_jax.stages.prepare import prepare
 from fame_jax.stages.train import (
     describe_end,
@@ -380,7 +381,7 @@ def write_results(folder: Path, contexts: Sequence[RunContext]) -> str:
         folder / run_dir.SEEDS,
         {'seeds': seeds, 'card': card, 'over_seeds': results, 'tests': tests},
     )
-    return _table(card, results, tests, folder, len(seeds))
+    return _table(title(contexts[0].data), results, tests, folder, len(seeds))
 
 
 def _over(rows: Sequence[Mapping[str, Any]], function: Callable[..., float]) -> dict[str, Any]:
@@ -417,18 +418,14 @@ def _tests(contexts: Sequence[RunContext]) -> dict[str, Any]:
 
 
 def _table(
-    card: Mapping[str, Any],
+    title_line: str,
     results: Mapping[str, Mapping[str, Any]],
     tests: Mapping[str, Any],
     folder: Path,
     number: int,
 ) -> str:
     """The test metrics of both protocols as mean ± standard deviation, and the paired tests."""
-    data = card['dataset']
-    lines = [
-        f'\n{data["name"]}, test: all {data["users"]:,} users, each against all '
-        f'{data["items"]:,} items; mean ± standard deviation of {number} seeds'
-    ]
+    lines = [f'\n{title_line}; mean ± standard deviation of {number} seeds']
     for protocol in metrics.PROTOCOLS:
         rows = [[row['model'], *_cells(row, protocol)] for row in results.values()]
         head = [protocol, *(column.upper() for column in SHOWN)]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fame_jax.config import FLAGS, SECTIONS, Config, binds, differences
 from fame_jax.config import flags as config_flags
 from fame_jax.config.fields import show
+from fame_jax.data.split import parse_moment
 from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.models import registry
 from fame_jax.models.item_model import ItemModel
@@ -207,6 +208,8 @@ def _read_stored(folder: Path) -> dict[str, Any]:
 def _check(config: Config, kind: type[ItemModel]) -> None:
     """Refuses settings that the model's class does not support."""
     name, stages = config.model.model, config.run.stages
+    if config.data.split == 'time':
+        parse_moment(config.data.split_at)
     if not kind.backbone and 'finetune' in stages:
         raise UserError(
             f'--model={name} has no stage finetune; use --stages={",".join(default_stages(kind))}'

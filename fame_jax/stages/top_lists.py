@@ -16,17 +16,19 @@ MAX_SCORES = 2**26  # most scores of a batch: 256 MiB of float32
 
 
 def top_lists(context: RunContext, model: ServedModel, *, masked: bool) -> np.ndarray:
-    """The best items of each test user, int32 [U, K], best first; 0 where no item is left.
+    """The best items for each test target, int32 [R, K], best first; 0 where no item is left.
+
+    In leave one out a user has one target.
 
     Args:
       context: a prepared run.
       model: the model, on the run's mesh.
       masked: whether items of a history are left out of its list.
     """
-    num_items, num_users = context.data.num_items, context.data.num_users
+    num_items, num_targets = context.data.num_items, context.num_targets('test')
     allowed_V = np.arange(num_items + 1) > 0
     rows = max(1, MAX_SCORES // num_items, context.config.devices.data_parallel)
-    item_UK = np.zeros((num_users, min(lists.K, num_items)), np.int32)
+    item_UK = np.zeros((num_targets, min(lists.K, num_items)), np.int32)
     for batch in _parts(context.eval_batches['test'], rows):
         inputs = batch.tokens_BL, batch.positions_BL, batch.segments_BL
         query_BQD = topk.encode_rows(model.encode, model.params, inputs, mesh=model.mesh)

@@ -97,6 +97,7 @@ def open_checkpoints(
     """
     _ = context.data  # refused here where there are none, before anything is written
     context.begin_writing()
+    context.say_split()
     with context.checkpoints(stage) as checkpoints:
         if processes.is_chief():  # of several processes
             checkpoints.tidy()
@@ -287,14 +288,15 @@ def make_windows(context: RunContext) -> windows.Windows:
       UserError: when no history is long enough.
     """
     options, data = context.config.data, context.data
-    # The last two items of a history are the targets of validation and test.
     cut = windows.make_windows(
-        data.items, data.offsets, options.max_length, options.long_histories, held_out=2
+        data.items, data.offsets, options.max_length, options.long_histories, data.split.train_ends
     )
     if not len(cut.starts):
+        lack = 'no user has more than three items'
+        if data.split.is_by_time:
+            lack = f'no user has two items before {data.split.card["validation_moment"]}'
         raise UserError(
-            f'{context.dataset_folder}: no user has more than three items, so there is nothing to '
-            'train on; use more data'
+            f'{context.dataset_folder}: {lack}, so there is nothing to train on; use more data'
         )
     return cut
 

@@ -79,6 +79,9 @@ CASES = {
     'columns=time': Case('time:back', 'data layout'),
     'columns=rating': Case('rating:price', 'data layout', {'min_rating': 2}),
     'columns=item_file_id': Case('item_file_id:code', 'vectors labels', TEXT),
+    'split': Case('time', 'data layout'),
+    'split_at': Case('.5', 'data layout', {'split': 'time'}),
+    'split_targets': Case('successive', 'data', {'split': 'time'}),
     # Texts.
     'items': Case('{folder}/items2.csv', 'vectors', TEXT),
     'text_fields': Case('brand', 'vectors', TEXT),
