@@ -1,0 +1,68 @@
+"""The run that an update goes on from: its folder, its settings, its last trained stage."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fame_jax import run_dir
+from fame_jax.config import binds
+from fame_jax.config import flags as config_flags
+from fame_jax.config.update import Update
+from fame_jax.errors import UserError
+
+# Limits of an update, in the place of its run's; chosen on validation, see docs/updating.md.
+EPOCHS, PATIENCE = 20, 2
+# Flags of the run that are not those of an update.
+OWN = ('stages', 'workdir', 'prepared', *Update.__dataclass_fields__)
+
+
+def starting_values(given: config_flags.Given, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an update as its run has them, with the limits and rates of an update.
+
+    Args:
+      given: the flags of the command, with --append and --from.
+      stored: the flags.cfg of the run in --from.
+
+    Raises:
+      UserError: when the folder is no trained run, or the update would write into it.
+    """
+    run = given.get('from_run')
+    stage = last_stage(run)
+    folder, workdir = Path(run), given.values.get('workdir', '')
+    if not stored:
+        raise UserError(f'--from={run} holds no flags.cfg and is no run; give the folder of a run')
+    if not workdir:
+        raise UserError('--append needs a folder for the updated run; add --workdir=FOLDER')
+    if Path(workdir).resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f'--workdir={workdir} is in the run of --from, which stays as it is; choose another'
+        )
+    values = {name: value for name, value in stored.items() if name not in OWN and binds(name)}
+    return values | {
+        f'{stage}_epochs': EPOCHS,
+        'patience': PATIENCE,
+        'schedule': 'constant',
+        'warmup_epochs': 0.0,
+    }
+
+
+def last_stage(run: str) -> str:
+    """The last stage that a run has trained, 'pretrain' or 'finetune'.
+
+    Raises:
+      UserError: when the folder is not that of a trained run.
+    """
+    folder = Path(run)
+    for stage in ('finetune', 'pretrain'):
+        if any((folder / 'checkpoints').glob(f'{stage}/[0-9]*')):
+            return stage
+    if not folder.is_dir():
+        raise UserError(f'--from={run}: there is no such folder; give the folder of a trained run')
+    seeds = run_dir.seed_folders(folder)
+    if seeds:
+        raise UserError(
+            f'--from={run} holds runs of several seeds; update one of them, such as {seeds[0]}'
+        )
+    if not (folder / 'flags.cfg').is_file():
+        raise UserError(f'--from={run} is no run; give the folder that a run was trained in')
+    raise UserError(f'--from={run} holds no trained model; train it first')
