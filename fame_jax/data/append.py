@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # readers import polars
 
 # Actions at the start of a history by which a log that repeats it is recognised.
 REPEATED = 10
-SHOWN = 3  # ids in a message
+MANY = 10  # items, of which at least one should be known
 
 
 class Waiting(NamedTuple):
@@ -77,7 +77,7 @@ def read_like(source: Any, data: Dataset, min_rating: float) -> 'Log':
         they were before, or times have another unit.
     """
     # polars takes a while to import, and an update that goes on does not need it.
-    from fame_jax.data import from_frame, readers
+    from fame_jax.data import from_frame, readers, sources
 
     card = data.card
     if 'reader' not in card:
@@ -90,6 +90,10 @@ def read_like(source: Any, data: Dataset, min_rating: float) -> 'Log':
     if not min_rating:
         columns.pop('rating', None)
     is_path = isinstance(source, str | os.PathLike)
+    place = str(source) if is_path else from_frame.PLACE
+    if of_sequences != (is_path and sources.open_source(source).kind == 'txt'):
+        one, other = ('user item item ...', 'a table of actions')[:: 1 if of_sequences else -1]
+        raise UserError(f'{place}: {other}, and the log of the run was {one}; give the same')
     reads = ', '.join(f'{role} {name!r}' for role, name in columns.items() if name != '-')
     try:
         if is_path:
@@ -99,9 +103,6 @@ def read_like(source: Any, data: Dataset, min_rating: float) -> 'Log':
     except UserError as error:
         as_before = f'; it is read as the log of the run was: {reads}' if reads else ''
         raise UserError(f'{error}{as_before}') from error
-    if of_sequences != (log.card['reader'] == 'sequences'):
-        one, other = ('user item item ...', 'a table of actions')[:: 1 if of_sequences else -1]
-        raise UserError(f'{log.place}: {other}, and the log of the run was {one}; give the same')
     _check_like(log, card)
     return log
 
@@ -144,10 +145,10 @@ def append_log(
 ) -> Appended:
     """Adds the actions of a log to a data set.
 
-    Old users and items keep their numbers; new ones follow, in the order of `log.user_ids` and
-    `log.item_ids`. The k-core is not applied: every item of the log becomes an item, and every
-    user with three actions a user. Where the data set keeps its times, all actions of a user are
-    sorted by time; otherwise new actions follow the old ones.
+    Old users and items keep their numbers; new ones follow, whole numbers in ascending order,
+    others in that of their first action. The k-core is not applied: every item of the log becomes
+    an item, and every user with three actions a user. Where the data set keeps its times, all
+    actions of a user are sorted by time; otherwise new actions follow the old ones.
 
     Args:
       data: the data set.
@@ -334,9 +335,13 @@ def _refuse_again(data: Dataset, log: 'Log', actions_sha256: str, run: str) -> N
 
 
 def _refuse_other_items(data: Dataset, log: 'Log', new: _Actions, run: str) -> None:
-    """Refuses a log without any known item: its ids are probably others."""
-    items = dict.fromkeys(new.items)
-    if not items.keys() & set(data.item_ids[1:]):
+    """Refuses a log without a known item, and without a known user or of many items.
+
+    Its ids are probably others than those of the data set.
+    """
+    items, users = dict.fromkeys(new.items), set(new.users)
+    has_others = len(items) >= MANY or not users & set(data.user_ids)
+    if has_others and not items.keys() & set(data.item_ids[1:]):
         raise UserError(
             f'{log.place}: none of its {len(items):,} items, such as {next(iter(items))!r}, is in '
             f'the catalogue of {run}, whose ids are like {data.item_ids[1]!r}; check the ids'

@@ -18,8 +18,9 @@ from fame_jax.stages.sweep import run_command
 from fame_jax.stages.text import text
 from fame_jax.stages.train import finetune, pretrain
 from fame_jax.stages.update import update
+from fame_jax.stages.update_start import read_data
 
-__all__ = ('STAGES', 'RunContext', 'open_run', 'run_command')
+__all__ = ('STAGES', 'RunContext', 'open_run', 'read_data', 'run_command')
 
 STAGES = {
     'prepare': prepare,

@@ -17,6 +17,7 @@ import numpy as np
 from fame_jax import run_dir
 from fame_jax.config import flags as config_flags
 from fame_jax.data import append
+from fame_jax.data.dataset import Dataset
 from fame_jax.data.windows import Windows, blocks_of_windows, places_in_windows
 from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.models import growth
@@ -54,6 +55,13 @@ def describe_run(run: RunContext, stage: str) -> dict[str, Any]:
     progress = run.progress(stage)
     names = ('step', 'best_epoch', 'data_sha256')
     return {'stage': stage, **{name: progress.get(name) for name in names}}
+
+
+def read_data(run: str) -> tuple[Dataset, float]:
+    """The data set of a run, and the least rating of the actions in it (0: all)."""
+    given = config_flags.Given({'workdir': run, 'stages': ('recommend',), 'progress': 'none'})
+    with contextlib.closing(open_run(given)) as opened:
+        return opened.data, opened.config.data.min_rating
 
 
 @contextlib.contextmanager
