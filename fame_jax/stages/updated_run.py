@@ -10,8 +10,9 @@ from fame_jax.config import flags as config_flags
 from fame_jax.config.update import Update
 from fame_jax.errors import UserError
 
-# Limits of an update, in the place of its run's; chosen on validation, see docs/updating.md.
-EPOCHS, PATIENCE = 20, 2
+# Limits of an update, in the place of its run's, and its learning rate as a share of that with
+# which the run was trained from scratch; chosen on validation, see docs/updating.md.
+EPOCHS, PATIENCE, RATE = 20, 2, 0.3
 # Flags of the run that are not those of an update.
 OWN = ('stages', 'workdir', 'prepared', *Update.__dataclass_fields__)
 
@@ -38,7 +39,9 @@ def starting_values(given: config_flags.Given, stored: Mapping[str, Any]) -> dic
             f'--workdir={workdir} is in the run of --from, which stays as it is; choose another'
         )
     values = {name: value for name, value in stored.items() if name not in OWN and binds(name)}
+    rate = 'learning_rate' if stage == 'pretrain' else 'finetune_learning_rate'
     return values | {
+        rate: float(f'{values[rate] * (1 if stored.get("append") else RATE):.6g}'),
         f'{stage}_epochs': EPOCHS,
         'patience': PATIENCE,
         'schedule': 'constant',
