@@ -10,6 +10,7 @@ Both are then ranked under one protocol: leave one out on the merged data, all u
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -30,11 +31,11 @@ MODEL = ('--model=sasrec', '--max_length=50', '--row_length=64', '--rows_per_ste
 
 
 def write_parts(path: Path, folder: Path) -> list[Path]:
-    """Writes the ratings of ml-100k.inter by time as CSV files: the first part, then the new ones."""
+    """Writes the ratings of ml-100k.inter by time as CSV files: the first part, then new ones."""
     lines = path.read_text().splitlines()[1:]
     rows = sorted((line.split('\t') for line in lines), key=lambda row: float(row[3]))
     ends, paths = [0, *(round(cut * len(rows)) for cut in CUTS)], []
-    for number, (start, end) in enumerate(zip(ends, ends[1:])):
+    for number, (start, end) in enumerate(itertools.pairwise(ends)):
         paths.append(folder / f'part{number}.csv')
         text = '\n'.join(','.join(row) for row in rows[start:end])
         paths[-1].write_text(f'user,item,rating,timestamp\n{text}\n')

@@ -124,13 +124,14 @@ def text(config: Config) -> str:
     """A run's flags.cfg: one flag per line, defaults included, since they may change later.
 
     It leaves out how the run is used, options that the model decides (see
-    `Config.with_model_options`), and default values of flags that do not bind a run.
+    `Config.with_model_options`), default values of flags that do not bind a run, and the flags of
+    an update where the run is none.
     """
     lines = [f'# Flags of a run of fame_jax {fame_jax.__version__}; --flagfile repeats it.']
     for name, value in config.flat().items():
         if section_of(name) == 'serving' or value is None:
             continue
-        if section_of(name) == 'update' and not config.update.append:
+        if section_of(name) == 'update' and config.update == SECTIONS['update']():
             continue
         if binds(name) or value != FLAGS[name].default:
             lines.append(f'--{SPELLED.get(name, name)}={show(value)}')

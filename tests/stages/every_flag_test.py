@@ -181,6 +181,9 @@ ELSEWHERE = {
     'seeds': 'test_one_after_the_other_they_have_the_bits_of_their_runs',
     'members': 'test_a_member_is_the_run_of_its_seed',
     'sweep': 'test_the_best_setting_by_validation_is_evaluated',
+    'append': 'test_an_update_is_a_run_with_all_data',
+    'from_run': 'test_an_update_is_a_run_with_all_data',
+    'replay': 'test_the_share_of_old_windows',
 }
 
 
