@@ -43,6 +43,7 @@ def complete(given: config_flags.Given, model: ItemModel | None = None) -> tuple
     """
     folder = Path(given.workdir)
     stored = _read_stored(folder)
+    updated_run.check_folder(given)
     of_update = not stored and given.get('append') and given.get('from_run')
     if of_update:
         stored = updated_run.starting_values(given, _read_stored(Path(given.get('from_run'))))

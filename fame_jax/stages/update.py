@@ -15,7 +15,6 @@ from fame_jax import run_dir
 from fame_jax.data import append, sources
 from fame_jax.data.windows import blocks_of_windows, places_in_windows
 from fame_jax.errors import UserError, explain_os_errors
-from fame_jax.parallel import processes
 from fame_jax.screen import duration
 from fame_jax.stages import train, update_start, updated_run
 from fame_jax.stages.context import RunContext
@@ -83,8 +82,6 @@ def _trained_places(before: RunContext, places: np.ndarray) -> np.ndarray:
 def _write(
     folder: Path, record: dict[str, Any], trained: np.ndarray, waiting: append.Waiting
 ) -> None:
-    if not processes.is_chief():
-        return
     with explain_os_errors(f'making the folder {folder}'):
         folder.mkdir(exist_ok=True)
     with run_dir.atomic_write(folder / 'trained.npy') as file:

@@ -190,11 +190,11 @@ def windows_by_epoch(context: RunContext, windows: Windows) -> Callable[[int], W
     new, old = np.flatnonzero(has_new), np.flatnonzero(~has_new)
     # Without new windows, as after an empty day, one of the others keeps the epochs from being
     # empty.
-    number = max(round(config.update.replay * len(old)), not len(new))
+    number = max(round(config.update.replay * len(old)), 0 if len(new) else 1)
 
     def choose(epoch: int) -> Windows:
         rng = np.random.default_rng([config.run.seed, epoch, 1])
-        replayed = rng.choice(old, min(number, len(old)), replace=False)
+        replayed = rng.choice(old, number, replace=False)
         chosen = np.sort(np.concatenate([new, replayed]))
         return Windows(windows.items, starts[chosen], (ends - starts)[chosen])
 

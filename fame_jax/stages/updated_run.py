@@ -25,19 +25,13 @@ def starting_values(given: config_flags.Given, stored: Mapping[str, Any]) -> dic
       stored: the flags.cfg of the run in --from.
 
     Raises:
-      UserError: when the folder is no trained run, or the update would write into it.
+      UserError: when the folder is no trained run, or the update has no folder of its own.
     """
-    run = given.get('from_run')
-    stage = last_stage(run)
-    folder, workdir = Path(run), given.values.get('workdir', '')
+    run, stage = given.get('from_run'), last_stage(given.get('from_run'))
     if not stored:
         raise UserError(f'--from={run} holds no flags.cfg and is no run; give the folder of a run')
-    if not workdir:
+    if not given.values.get('workdir'):
         raise UserError('--append needs a folder for the updated run; add --workdir=FOLDER')
-    if Path(workdir).resolve().is_relative_to(folder.resolve()):
-        raise UserError(
-            f'--workdir={workdir} is in the run of --from, which stays as it is; choose another'
-        )
     values = {name: value for name, value in stored.items() if name not in OWN and binds(name)}
     rate = 'learning_rate' if stage == 'pretrain' else 'finetune_learning_rate'
     return values | {
@@ -47,6 +41,15 @@ def starting_values(given: config_flags.Given, stored: Mapping[str, Any]) -> dic
         'schedule': 'constant',
         'warmup_epochs': 0.0,
     }
+
+
+def check_folder(given: config_flags.Given) -> None:
+    """Refuses a --workdir in the folder of --from, where an update would write."""
+    run, workdir = given.get('from_run'), given.values.get('workdir')
+    if run and workdir and Path(workdir).resolve().is_relative_to(Path(run).resolve()):
+        raise UserError(
+            f'--workdir={workdir} is in the run of --from, which stays as it is; choose another'
+        )
 
 
 def last_stage(run: str) -> str:

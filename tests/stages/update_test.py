@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 import fame_jax as fj
-from fame_jax import stages
+from fame_jax import api, stages
 from fame_jax.config import flags
 from fame_jax.data.windows import Windows
 from fame_jax.main import main
@@ -18,11 +18,13 @@ from fame_jax.stages import train, update_start
 from fame_jax.stages.context import abstract_params
 from fame_jax.training.step import Program
 
-TINY = [
-    *('--progress=none', '--width=8', '--num_heads=2', '--num_blocks=1', '--num_experts=2'),
+SASREC = [
+    *('--progress=none', '--width=8', '--num_heads=2', '--num_blocks=1', '--model=sasrec'),
     *('--max_length=6', '--row_length=12', '--rows_per_step=4', '--steps_per_dispatch=2'),
-    *('--pretrain_epochs=1', '--finetune_epochs=1', '--ema=.9', '--k_core=0'),
+    *('--pretrain_epochs=1', '--ema=.9', '--k_core=0'),
 ]
+TINY = [*SASREC, '--model=fame', '--num_experts=2', '--finetune_epochs=1']
+TRAIN = '--stages=update'  # without the stage evaluate
 HEAD = 'user,item,time\n'
 USERS, ITEMS = 24, 9
 
@@ -132,7 +134,7 @@ def test_without_an_epoch_an_update_is_its_run_with_rows_for_new_items(logs, old
     Item 10 is between 5 and 6 in the history of u0, and 6 is its validation target, which no row
     may know of; item 11 is after 4 in actions that wait.
     """
-    assert update(logs, old, 'new', tmp_path / 'run', '--finetune_epochs=0') == 0
+    assert update(logs, old, 'new', tmp_path / 'run', TRAIN, '--finetune_epochs=0') == 0
     before, after = read_trees(old), read_trees(tmp_path / 'run')
     number = {name: index for index, name in enumerate(open_run(tmp_path / 'run').data.item_ids)}
     for name, tree in before.items():
@@ -234,7 +236,7 @@ class Kill(BaseException):
     """Ends a command as a kill does."""
 
 
-@pytest.mark.parametrize('moment', ['data', 'first', 'later'])
+@pytest.mark.parametrize('moment', ['data', 'block'])
 def test_a_killed_update_goes_on_to_the_same_bits(
     moment, logs, old, updated, tmp_path, monkeypatch
 ):
@@ -242,7 +244,7 @@ def test_a_killed_update_goes_on_to_the_same_bits(
 
     def kill_before(*args):
         calls.append(1)
-        if len(calls) == {'first': 1, 'later': 2}[moment]:
+        if len(calls) == 2:
             raise Kill
         return take_block(*args)
 
@@ -255,8 +257,8 @@ def test_a_killed_update_goes_on_to_the_same_bits(
         else:
             patch.setattr(Program, '__call__', kill_before)
         with pytest.raises(Kill):
-            update(logs, old, 'new', workdir, '--checkpoint_seconds=0')
-    assert update(logs, old, 'new', workdir, '--checkpoint_seconds=0') == 0
+            update(logs, old, 'new', workdir, TRAIN, '--checkpoint_seconds=0')
+    assert update(logs, old, 'new', workdir, TRAIN, '--checkpoint_seconds=0') == 0
     trees, expected = read_trees(workdir), read_trees(updated)
     for name, tree in expected.items():
         for path, leaf in tree.items():
@@ -270,7 +272,7 @@ def test_a_killed_update_goes_on_to_the_same_bits(
 def test_an_update_of_an_update(logs, updated, tmp_path):
     """The actions that waited are those of a user now; ids still keep their numbers."""
     before = digests(updated)
-    assert update(logs, updated, 'next', tmp_path / 'run') == 0
+    assert update(logs, updated, 'next', tmp_path / 'run', TRAIN, '--finetune_epochs=1') == 0
     assert digests(updated) == before
     first, second = open_run(updated).data, open_run(tmp_path / 'run').data
     assert second.user_ids == [*first.user_ids, 'w']
@@ -302,16 +304,16 @@ def test_other_stages_use_an_update(logs, updated, tmp_path):
 
 def test_another_run_from_scratch_on_the_same_data(updated, tmp_path):
     """--prepared takes the data of an update and not the update."""
-    argv = [*TINY, f'--prepared={updated}', f'--workdir={tmp_path}/scratch', '--model=sasrec']
-    assert main([*argv, '--stages=prepare,pretrain']) == 0
+    argv = [*SASREC, f'--prepared={updated}', f'--workdir={tmp_path}/scratch']
+    assert main([*argv, '--stages=prepare']) == 0
     text = (tmp_path / 'scratch' / 'flags.cfg').read_text()
     assert '--append' not in text and '--from' not in text
 
 
 MISTAKES = {
-    'no run': ('--from={logs}', ['holds no', '--from={logs} is no run']),
+    'no run': ('--from={logs}', ['--from={logs} is no run']),
     'no folder': ('--from={logs}/none', ['there is no such folder']),
-    'no log': ('--append={logs}/none.csv', ['none.csv', 'no such file']),
+    'no log': ('--append={logs}/none.csv', ['none.csv', 'No such file']),
     'itself': ('--workdir={old}', ['is in the run of --from']),
     'inside': ('--workdir={old}/more', ['is in the run of --from']),
     'own log': ('--append={logs}/old.csv', ['is the log that', 'was prepared from']),
@@ -332,7 +334,8 @@ def test_mistakes_are_one_line_and_write_nothing(mistake, logs, old, tmp_path, c
     assert update(logs, old, 'new', tmp_path / 'run', flag) == 2
     line = capsys.readouterr().err
     assert line.startswith('error: ') and line.count('\n') == 1
-    assert all(part.format(logs=logs) in line for part in parts[-1:]) and parts[0] in line
+    for part in parts:
+        assert part.format(logs=logs) in line
     assert digests(logs) == before and not (tmp_path / 'run').exists()
 
 
@@ -353,10 +356,10 @@ def test_a_second_log_in_the_same_folder_is_refused(logs, old, updated, capsys):
     assert 'holds another run: --append=' in capsys.readouterr().err
     changed = logs / 'changed.csv'
     changed.write_text(log_text(NEW))
-    assert update(logs, old, 'changed', logs / 'run2', '--finetune_epochs=0') == 0
+    assert update(logs, old, 'changed', logs / 'run2', TRAIN, '--finetune_epochs=0') == 0
     changed.write_text(log_text(NEXT))
     capsys.readouterr()
-    assert update(logs, old, 'changed', logs / 'run2', '--finetune_epochs=0') == 2
+    assert update(logs, old, 'changed', logs / 'run2', TRAIN, '--finetune_epochs=0') == 2
     assert 'is not the log that' in capsys.readouterr().err
     assert digests(updated) == before
 
@@ -367,9 +370,7 @@ def test_a_log_is_appended_once(logs, updated, tmp_path, capsys):
 
 
 def test_a_run_that_has_changed_since_is_refused(logs, old, tmp_path, monkeypatch, capsys):
-    """A killed update has no checkpoint yet, and its run is trained further."""
-    run = tmp_path / 'old'
-    shutil.copytree(old, run)
+    """An update is killed before its first checkpoint, and its run was trained further."""
 
     def kill(*_):
         raise Kill
@@ -377,12 +378,15 @@ def test_a_run_that_has_changed_since_is_refused(logs, old, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(train, 'init_state', kill)
         with pytest.raises(Kill):
-            update(logs, run, 'new', tmp_path / 'run')
-    more = ('--stages=finetune', '--finetune_epochs=2', '--progress=none')
-    assert main([f'--workdir={run}', *more]) == 0
-    capsys.readouterr()
-    assert update(logs, run, 'new', tmp_path / 'run') == 2
+            update(logs, old, 'new', tmp_path / 'run', TRAIN)
+    path = tmp_path / 'run' / 'update' / 'update.json'
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {'step': record['step'] - 1}))
+    assert update(logs, old, 'new', tmp_path / 'run', TRAIN) == 2
     assert 'has changed since' in capsys.readouterr().err
+    path.write_text('{}')
+    assert update(logs, old, 'new', tmp_path / 'run', TRAIN) == 2
+    assert 'update.json is damaged' in capsys.readouterr().err
 
 
 def test_a_new_item_starts_from_its_text(logs, tmp_path, monkeypatch):
@@ -391,21 +395,13 @@ def test_a_new_item_starts_from_its_text(logs, tmp_path, monkeypatch):
     words += ['cold milk', 'warm bread', 'sweet cake', 'green coat', '']
     rows = [f'i{n},{text}\n' for n, text in enumerate(words, 1)]
     (tmp_path / 'items.csv').write_text('item,title\n' + ''.join(rows))
-    text = [
-        '--model=sasrec',
-        '--item_init=text',
-        '--facets=instance',
-        f'--items={tmp_path}/items.csv',
-    ]
-    text += [
-        '--text_options=epochs=1',
-        '--stages=prepare,text,pretrain',
-        f'--dataset={logs}/old.csv',
-    ]
-    assert main([*TINY, *text, f'--workdir={tmp_path}/run']) == 0
+    text = ['--item_init=text', '--facets=instance', '--text_options=epochs=1']
+    text += [f'--items={tmp_path}/items.csv', f'--dataset={logs}/old.csv']
+    stages = '--stages=prepare,text,pretrain'
+    assert main([*SASREC, *text, f'--workdir={tmp_path}/run', stages]) == 0
     monkeypatch.setattr(update_start, 'NEAREST', 1)
-    flag = '--pretrain_epochs=0'
-    assert update(logs, tmp_path / 'run', 'new', tmp_path / 'next', flag) == 0
+    no_epoch = TRAIN, '--pretrain_epochs=0'
+    assert update(logs, tmp_path / 'run', 'new', tmp_path / 'next', *no_epoch) == 0
     before = read_trees(tmp_path / 'run', 'pretrain')['best']["['item_table']"]
     after = read_trees(tmp_path / 'next', 'pretrain')['best']["['item_table']"]
     number = {name: index for index, name in enumerate(open_run(tmp_path / 'next').data.item_ids)}
@@ -413,26 +409,43 @@ def test_a_new_item_starts_from_its_text(logs, tmp_path, monkeypatch):
     np.testing.assert_array_equal(after[number['i11']], before[number['i4']])
 
 
+def frame(rows):
+    """Rows of a log as a frame."""
+    return pl.DataFrame(rows, schema=['user', 'item', 'time'], orient='row')
+
+
 def test_an_update_in_python(tmp_path):
-    """The same start and the same files as the command line's; the same call goes on."""
-
-    def frame(rows):
-        return pl.DataFrame(rows, schema=['user', 'item', 'time'], orient='row')
-
+    """The update of a result, and of its folder; the same call goes on with the same run."""
     data = fj.Dataset.from_frame(frame(first_rows()), k_core=0)
+    training = fj.Training(pretrain_epochs=1, max_length=6, row_length=12)
     model = fj.SASRec(width=8, num_blocks=1)
-    training = fj.Training(pretrain_epochs=1, max_length=6, row_length=12, seeds=[0, 1])
     result = fj.fit(data, model, training, workdir=tmp_path / 'run', progress='none')
     new = frame(NEW)
     after = result.update(new, epochs=1, progress='none')
     assert after.workdir.parent == tmp_path and after.workdir.name.startswith('run_')
-    assert [run.workdir.name for run in after.runs] == ['seed_0', 'seed_1']
-    assert after.deviations['test']['masked']['ndcg@10'] >= 0
     assert 'i10' in after.recommender.item_ids
-    one = result.runs[0].update(new, epochs=1, progress='none', workdir=after.workdir / 'seed_0')
-    assert one.metrics == after.runs[0].metrics
+    again = fj.update(result.workdir, new, epochs=1, progress='none')
+    assert (again.workdir, again.metrics) == (after.workdir, after.metrics)
     with pytest.raises(fj.UserError, match='is not the log'):
-        fj.update(result.runs[0].workdir, frame(NEXT), workdir=one.workdir, progress='none')
-    again = fj.update(one.workdir, frame(NEXT), progress='none', epochs=1)
-    assert again.workdir.parent == one.workdir.parent
-    assert dict(fj.Dataset.load(again.workdir / 'dataset').histories())['w'] == ['i4', 'i11', 'i5']
+        fj.update(result.workdir, frame(NEXT), workdir=again.workdir, progress='none', epochs=1)
+
+
+def test_several_seeds_are_updated_one_by_one(tmp_path, monkeypatch):
+    calls = []
+
+    def update_one(run, actions, *, workdir, **more):
+        calls.append((run, workdir))
+        workdir.mkdir(parents=True)
+        (workdir / 'results.json').write_text('{"card": {"select_on": "masked"}}')
+        value = {'masked': {'ndcg@20': float(run.name[-1])}}
+        metrics = {'validation': value, 'test': value}
+        return api.FitResult(metrics, {}, {}, [], workdir, f'of {run.name}')
+
+    monkeypatch.setattr(api, 'update', update_one)
+    runs = [api.FitResult({}, {}, {}, [], tmp_path / f'seed_{n}', None) for n in (1, 3)]
+    result = api.FitResult({}, {}, {}, [], tmp_path, None, runs=tuple(runs))
+    after = result.update(frame(NEW), workdir=tmp_path / 'new')
+    folders = [tmp_path / 'new' / f'seed_{n}' for n in (1, 3)]
+    assert calls == [(tmp_path / f'seed_{n}', path) for n, path in zip((1, 3), folders)]
+    assert after.metrics['test']['masked']['ndcg@20'] == 2 and after.recommender == 'of seed_3'
+    assert [run.workdir for run in after.runs] == folders
