@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fame_jax import run_dir
-from fame_jax.config import binds
+from fame_jax.config import FLAGS, binds
 from fame_jax.config import flags as config_flags
 from fame_jax.config.update import Update
 from fame_jax.errors import UserError
@@ -34,8 +34,9 @@ def starting_values(given: config_flags.Given, stored: Mapping[str, Any]) -> dic
         raise UserError('--append needs a folder for the updated run; add --workdir=FOLDER')
     values = {name: value for name, value in stored.items() if name not in OWN and binds(name)}
     rate = 'learning_rate' if stage == 'pretrain' else 'finetune_learning_rate'
+    share = 1 if stored.get('append') else RATE  # once, however many updates follow
     return values | {
-        rate: float(f'{values[rate] * (1 if stored.get("append") else RATE):.6g}'),
+        rate: float(f'{values.get(rate, FLAGS[rate].default) * share:.6g}'),
         f'{stage}_epochs': EPOCHS,
         'patience': PATIENCE,
         'schedule': 'constant',

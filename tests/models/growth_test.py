@@ -1,8 +1,12 @@
 """Rows for new items in a small tree of parameters."""
 
+import functools
+
+import jax
 import numpy as np
 import pytest
 
+from fame_jax.models import registry
 from fame_jax.models.growth import grow_params
 
 OLD = {'item_table': np.array([[9, 9], [1, 2], [3, 4]], np.float32), 'layer': {'w': np.ones(3)}}
@@ -50,3 +54,21 @@ def test_what_cannot_grow_is_refused(fresh, part):
         fresh = fresh | {'layer': {'w': np.zeros((3, 2))}}
     with pytest.raises(ValueError, match=part):
         grow_params(OLD, fresh, 2, [])
+
+
+@pytest.mark.parametrize('name', registry.MODELS)
+def test_every_model_can_grow(name):
+    """All parameters but those with a row for each item have one shape for every catalogue."""
+    known = registry.options(registry.find(name))
+    small = {'width': 8, 'num_heads': 2, 'num_blocks': 1, 'num_experts': 2, 'max_length': 6}
+    options = {option: value for option, value in small.items() if option in known}
+
+    def zeros(num_items):
+        module = registry.make(name, options, num_items=num_items)
+        init = functools.partial(registry.init_params, module)
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        return jax.tree.map(lambda leaf: np.full(leaf.shape, num_items, np.float32), shapes)
+
+    grown = grow_params(zeros(5), zeros(8), 5, [])
+    assert grown['item_table'][:, 0].tolist() == [5] * 6 + [8] * 3
+    assert all(leaf.min() == 5 for leaf in jax.tree.leaves(grown))

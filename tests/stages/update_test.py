@@ -279,6 +279,11 @@ def test_an_update_of_an_update(logs, updated, tmp_path):
     assert second.item_ids == [*first.item_ids, 'i12']
     assert dict(second.histories())['w'] == ['i4', 'i11', 'i5']
     assert [one['source'] for one in second.card['appended']] == ['new.csv', 'next.csv']
+    # Limits of an update, and .3 of the rate of its run, which the next one keeps.
+    for folder in (updated, tmp_path / 'run'):
+        values = flags.read(folder / 'flags.cfg')
+        names = 'finetune_learning_rate', 'patience', 'schedule', 'ema', 'width'
+        assert [values[name] for name in names] == [0.0003, 2, 'constant', 0.9, 8]
     recorded = update_start.read_record(tmp_path / 'run')
     assert recorded['run'] == str(updated) and recorded['waiting_actions'] == 0
 
