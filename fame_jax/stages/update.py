@@ -63,6 +63,7 @@ def _append(context: RunContext, source: Any) -> None:
             )
         trained = np.zeros(len(appended.data.items), bool)
         trained[_trained_places(before, appended.old_places)] = True
+        update_start.refuse_trained_targets(appended.data, trained, run)
         record = {'run': run, **update_start.describe_run(before, stage), **appended.record}
     _write(context.folder / FOLDER, record, trained, appended.waiting)
     save_data(context, appended.data)  # last: a folder that has the data has all

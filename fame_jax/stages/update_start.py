@@ -22,7 +22,7 @@ from fame_jax.data.windows import Windows, blocks_of_windows, places_in_windows
 from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.models import growth
 from fame_jax.stages import text
-from fame_jax.stages.context import RunContext, open_run
+from fame_jax.stages.context import SPLITS, RunContext, open_run
 
 Tree = Any
 
@@ -85,6 +85,27 @@ def open_run_before(context: RunContext) -> Iterator[RunContext]:
                     'another --workdir'
                 )
         yield run
+
+
+def refuse_trained_targets(data: Dataset, trained: np.ndarray, run: str) -> None:
+    """Refuses a split that holds out actions which the run has trained on.
+
+    Args:
+      data: of the update.
+      trained: bool [A], the actions of `data` that the run before has trained on.
+      run: its name.
+
+    Raises:
+      UserError: with the number of such targets.
+    """
+    for split in SPLITS:
+        _, targets = data.history_bounds(split)
+        count = int(np.count_nonzero(trained[targets]))
+        if count:
+            raise UserError(
+                f'{count:,} {split} targets of the new data set are training data of {run}, so '
+                'that their ranks would say too much; train a new run'
+            )
 
 
 def grow(

@@ -25,9 +25,10 @@ def frame(rows):
 
 
 def make_data(rows, **filters):
-    """A data set of rows without a k-core."""
+    """A data set of rows without a k-core, which does not keep their times."""
     named = {role: name for role, name in NAMED.items() if role != 'rating'}
-    return Dataset.from_frame(frame(rows), **named, k_core=0, **filters)
+    data = Dataset.from_frame(frame(rows), **named, k_core=0, **filters)
+    return dataclasses.replace(data, times=None) if hasattr(data, 'times') else data
 
 
 def add(data, rows, waiting=append.NO_ACTIONS, **filters):

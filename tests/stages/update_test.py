@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+from data_fixtures import make_dataset
 
 import fame_jax as fj
 from fame_jax import api, stages
@@ -226,6 +227,17 @@ def test_a_long_window_with_new_actions_reaches_back(tmp_path):
     windows = Windows(np.arange(20), np.array([0, 6, 12 - 1, 15]), np.array([7, 6, 2, 3]))
     found = update_start.windows_by_epoch(Run, windows)(0)
     assert list(zip(found.starts, found.lengths)) == [(6, 7)]
+
+
+def test_targets_that_were_trained_on_are_refused():
+    """Of two histories of 4, places 2 and 6 are validation targets, 3 and 7 test targets."""
+    data = make_dataset([1, 2, 3, 4], [4, 3, 2, 1])
+    trained = np.zeros(8, bool)
+    trained[[0, 1, 4, 5]] = True
+    update_start.refuse_trained_targets(data, trained, 'runs/a')
+    trained[7] = True
+    with pytest.raises(fj.UserError, match='1 test targets of the new data set are training data'):
+        update_start.refuse_trained_targets(data, trained, 'runs/a')
 
 
 def open_tiny_config():
