@@ -1,4 +1,4 @@
-"""The Python interface: fit, evaluate and load. The command line runs the same stages.
+"""The Python interface: fit, update, evaluate and load. The command line runs the same stages.
 
 Names are exported from the package itself; see fame_jax/__init__.py.
 """
@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from fame_jax import run_dir, stages
 from fame_jax.config import flags
+from fame_jax.data import append
 from fame_jax.data.dataset import Dataset
 from fame_jax.data.eval_batches import EvalBatches
 from fame_jax.errors import UserError
@@ -26,7 +28,7 @@ from fame_jax.models.fame import FAME
 from fame_jax.models.item_model import ItemModel
 from fame_jax.serving import export
 from fame_jax.serving.recommender import Recommender
-from fame_jax.stages import members, settings
+from fame_jax.stages import members, settings, updated_run
 from fame_jax.stages.context import EVAL_USERS
 from fame_jax.stages.model_source import read_source
 from fame_jax.stages.open_recommender import open_recommender
@@ -142,6 +144,29 @@ class FitResult:
     recommender: Recommender
     runs: tuple['FitResult', ...] = ()
 
+    def update(
+        self,
+        actions: Any,
+        *,
+        workdir: str | Path | None = None,
+        epochs: int | None = None,
+        patience: int | None = None,
+        learning_rate: float | None = None,
+        replay: float | None = None,
+        progress: Literal['auto', 'bar', 'lines', 'none'] = 'auto',
+    ) -> 'FitResult':
+        """Appends new actions and trains on, as `fame_jax.update`; of several seeds, each run."""
+        more = {'epochs': epochs, 'patience': patience, 'learning_rate': learning_rate}
+        more |= {'replay': replay, 'progress': progress}
+        if not self.runs:
+            return update(self.workdir, actions, workdir=workdir, **more)
+        folder = Path(workdir) if workdir else _updated_folder(self.runs[0].workdir, actions, 2)
+        runs = [
+            update(run.workdir, actions, workdir=folder / run.workdir.name, **more)
+            for run in self.runs
+        ]
+        return _combine(runs, folder)
+
 
 def fit(
     data: Dataset,
@@ -177,8 +202,11 @@ def fit(
     several = len(training.seeds) > 1
     folders = {s: folder / f'seed_{s}' if several else folder for s in training.seeds}
     runs = _fit(data, model, training, folders, folder, progress)
-    if not several:
-        return runs[0]
+    return _combine(runs, folder) if several else runs[0]
+
+
+def _combine(runs: Sequence[FitResult], folder: Path) -> FitResult:
+    """The result of several seeds: means, deviations, and the best seed by validation."""
     # Runs of earlier versions were selected by the masked ranking.
     select_on = run_dir.read_json(runs[0].workdir / 'results.json')['card'].get('select_on')
     protocol = select_on or 'masked'
@@ -190,8 +218,68 @@ def fit(
         history=runs[0].history,
         workdir=folder,
         recommender=best.recommender,
-        runs=runs,
+        runs=tuple(runs),
     )
+
+
+def update(
+    run: str | Path,
+    actions: Any,
+    *,
+    workdir: str | Path | None = None,
+    epochs: int | None = None,
+    patience: int | None = None,
+    learning_rate: float | None = None,
+    replay: float | None = None,
+    progress: Literal['auto', 'bar', 'lines', 'none'] = 'auto',
+) -> FitResult:
+    """Appends new actions to a run's data, trains its last stage on, and evaluates it.
+
+    Users and items keep their numbers, new ones follow. The run stays as it is; the update is a
+    run of its own, which can be updated again. The same call goes on from what its folder holds.
+
+    Args:
+      run: the folder of a trained run.
+      actions: a frame with the columns that the run's data were made of, or the path of a log in
+        the form of the run's; new actions only.
+      workdir: the folder of the update; None: one beside the run, named by the new actions.
+      epochs: greatest number of epochs.
+      patience: epochs without a better validation NDCG@20 after which training ends.
+      learning_rate: Adam's; None: that of the run's stage.
+      replay: share of the windows without new actions that each epoch trains on too.
+      progress: as in `fit`.
+
+    Raises:
+      UserError: when the folder is no trained run, or the actions do not fit its data.
+    """
+    stage = updated_run.last_stage(str(run))
+    folder = Path(workdir) if workdir else _updated_folder(Path(run), actions)
+    is_path = isinstance(actions, str | os.PathLike)
+    rate = 'learning_rate' if stage == 'pretrain' else 'finetune_learning_rate'
+    given = {f'{stage}_epochs': epochs, 'patience': patience, rate: learning_rate}
+    given |= {'replay': replay, 'progress': progress, 'from': run, 'workdir': folder}
+    given['append'] = os.fspath(actions) if is_path else 'frame'
+    argv = [f'--{name}={value}' for name, value in given.items() if value is not None]
+    context = stages.open_run(flags.parse(argv))
+    with contextlib.closing(context):
+        context.prints = progress != 'none'
+        try:
+            stages.STAGES['update'](context, None if is_path else actions)
+            stages.STAGES['evaluate'](context)
+        except Interrupted as error:
+            raise KeyboardInterrupt(
+                f'{error}; call update again with the same arguments to go on'
+            ) from None
+        return _read_result(context)
+
+
+def _updated_folder(run: Path, actions: Any, up: int = 1) -> Path:
+    """A folder beside the run, `up` levels above it, that is the same for the same actions."""
+    data, min_rating = stages.read_data(str(run))
+    digest = append.digest(append.read_like(actions, data, min_rating))
+    above = run.absolute().parents[up - 1]
+    name = run.absolute().parts[-up]
+    return above / f'{name}_{digest[:8]}'
 
 
 def evaluate(

@@ -1970,6 +1970,42 @@ MUTANTS = [
         'pass',
         'stages/prepare_test.py -k "binds or written"',
     ),
+    # Updates.
+    Mutant(
+        'new items take the numbers of old ones',
+        'data/append.py',
+        'numbers |= {name: len(known) + number for',
+        'numbers |= {name: number for',
+        'data/append_test.py -k histories',
+    ),
+    Mutant(
+        'actions that wait are lost',
+        'stages/update.py',
+        'update_start.read_waiting(before.folder),',
+        'append.NO_ACTIONS,',
+        'stages/update_test.py -k update_of_an_update',
+    ),
+    Mutant(
+        'the row of a new item knows of a held-out item',
+        'stages/update_start.py',
+        'trained[:-1] & trained[1:]',
+        'trained[:-1] | trained[1:]',
+        'stages/update_test.py -k without_an_epoch',
+    ),
+    Mutant(
+        'an update begins with empty moments',
+        'training/optimizer.py',
+        'news[place] = jax.tree.map(_like, node, news[place])',
+        'news[place] = news[place]',
+        'training/optimizer_test.py -k carried',
+    ),
+    Mutant(
+        'windows with new actions are a share too',
+        'stages/update_start.py',
+        'chosen = np.sort(np.concatenate([new, replayed]))',
+        'chosen = np.sort(replayed)',
+        'stages/update_test.py -k long_window',
+    ),
     # Texts.
     Mutant(
         'the padding keeps its text vector',

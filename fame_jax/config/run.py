@@ -6,7 +6,7 @@ from fame_jax.config.fields import check_fields, field, no_effect
 from fame_jax.errors import UserError
 
 # Stages that make a run, and all: the last four use a trained run.
-TRAINING_STAGES = ('prepare', 'text', 'pretrain', 'finetune', 'evaluate')
+TRAINING_STAGES = ('prepare', 'text', 'pretrain', 'finetune', 'update', 'evaluate')
 STAGES = (*TRAINING_STAGES, 'recommend', 'explain', 'export', 'report')
 
 
@@ -17,8 +17,8 @@ class Run:
     stages: tuple[str, ...] = field(
         (),
         'Stages in order; finished ones are skipped. Empty: prepare, pretrain, finetune (if the '
-        'model has a backbone), evaluate. text, for FAME+, comes before pretrain. The last four '
-        'use a trained run.',
+        'model has a backbone), evaluate; with --append: update, evaluate. text, for FAME+, comes '
+        'before pretrain. The last four use a trained run.',
         choices=STAGES,
         binds='',
     )

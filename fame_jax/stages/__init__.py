@@ -1,7 +1,8 @@
 """The stages of a run, one file for each value of --stages.
 
 Read context.py first (what every stage takes), then settings.py (flags to settings), then the
-stages in their order: prepare, text, train (pretrain and finetune, with initialize.py), evaluate;
+stages in their order: prepare, text, train (pretrain and finetune, with initialize.py), update
+(with updated_run.py and update_start.py), evaluate;
 those that use a trained run: recommend, explain, export, report, with open_recommender.py; and
 members.py and sweep.py, which run the stages for several seeds and settings.
 """
@@ -16,14 +17,17 @@ from fame_jax.stages.report import report
 from fame_jax.stages.sweep import run_command
 from fame_jax.stages.text import text
 from fame_jax.stages.train import finetune, pretrain
+from fame_jax.stages.update import update
+from fame_jax.stages.update_start import read_data
 
-__all__ = ('STAGES', 'RunContext', 'open_run', 'run_command')
+__all__ = ('STAGES', 'RunContext', 'open_run', 'read_data', 'run_command')
 
 STAGES = {
     'prepare': prepare,
     'text': text,
     'pretrain': pretrain,
     'finetune': finetune,
+    'update': update,
     'evaluate': evaluate,
     'recommend': recommend,
     'explain': explain,

@@ -255,7 +255,17 @@ def _name_of_setting(context: RunContext) -> str:
 
 
 def run_command(given: config_flags.Given, stages: Mapping[str, Run], screen: Screen) -> None:
-    """Runs the stages of a command, of a sweep, of several seeds or of one run."""
+    """Runs the stages of a command, of a sweep, of several seeds or of one run.
+
+    Raises:
+      UserError: for several runs with --append, which updates one.
+    """
+    for name in ('sweep', 'seeds'):
+        if given.get(name) and given.get('append'):
+            raise UserError(
+                f'--{name}={show(given.get(name))} is not for --append={given.get("append")}, '
+                'which updates one run; leave it out, and update each run in a folder of its own'
+            )
     if given.get('sweep'):
         run_sweep(given, stages, screen)
     elif given.get('seeds'):

@@ -79,6 +79,16 @@ def text(context: RunContext) -> None:
     )
 
 
+def encode_items(context: RunContext) -> np.ndarray:
+    """The standardised text vectors of a run's items, float32 [V + 1, E]; zeros without a text.
+
+    Raises:
+      UserError: when the texts cannot be read or encoded.
+    """
+    options = TextOptions.parse(context.config.text.text_options)
+    return _encode(context, _read_items(context, (), options).texts)
+
+
 def _heads(context: RunContext) -> list[str]:
     """The facet of each head: those of --facets, or the planted ones of synthetic data."""
     names, module = list(context.config.text.facets), context.module('finetune')

@@ -24,12 +24,12 @@ from fame_jax.models.item_model import ItemModel
 from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.parallel import processes
 from fame_jax.screen import Screen, duration
-from fame_jax.stages import initialize, model_source
+from fame_jax.stages import initialize, model_source, update_start
 from fame_jax.stages.context import TRAINED, RunContext, abstract_params
 from fame_jax.training import loop
 from fame_jax.training.checkpoint import Checkpoints
 from fame_jax.training.log import open_log
-from fame_jax.training.optimizer import make_optimizer, make_schedule
+from fame_jax.training.optimizer import carry_state, make_optimizer, make_schedule
 from fame_jax.training.prefetch import Prefetch
 from fame_jax.training.profile import Profile
 from fame_jax.training.step import (
@@ -107,7 +107,8 @@ def open_checkpoints(
             screen.say(f'{stage}: finished before')
             yield None
             return
-        if checkpoints.last_step() is None and stage == 'finetune':
+        from_backbone = stage == 'finetune' and not context.config.update.append
+        if checkpoints.last_step() is None and from_backbone:
             initialize.check_backbone(context)  # before the programs are compiled
         yield checkpoints
 
@@ -174,10 +175,29 @@ def _initial_state(context: RunContext, stage: str, setup: 'Setup', fresh: bool)
     """The state before the first step; of a stage that resumes, any state of its shapes."""
     init = functools.partial(registry.init_params, setup.module)
     params = mesh_lib.init_sharded(init, context.mesh)(jax.random.fold_in(setup.key, 0))
+    if fresh and context.config.update.append:
+        return _continue_run(context, stage, setup, params)
     if fresh:
         start = initialize.initialize(context, stage, params, setup.key)
         params = mesh_lib.device_put(start, context.mesh)
     return init_state(params, setup.optimizer, context.mesh)
+
+
+def _continue_run(context: RunContext, stage: str, setup: 'Setup', fresh: Tree) -> State:
+    """The state of an update: best parameters and optimizer of its run, with rows for new items."""
+    with update_start.open_run_before(context) as before:
+        module = before.module(stage)
+        optimizer = _make_optimizer(before, stage, module, num_steps=1)
+        params = abstract_params(module)
+        state = abstract_state(params, optimizer, None)
+        with before.checkpoints(stage) as checkpoints:
+            trees = checkpoints.restore(best=params, optimizer=state.optimizer)
+        grown = update_start.grow(
+            context, before, make_windows(context), trees['best'], jax.device_get(fresh)
+        )
+    grown = mesh_lib.device_put(jax.tree.map(jnp.asarray, grown), context.mesh)
+    state = init_state(grown, setup.optimizer, context.mesh)
+    return state._replace(optimizer=carry_state(trees['optimizer'], state.optimizer))
 
 
 def describe_end(progress: loop.Progress) -> str:
@@ -265,10 +285,14 @@ def make_epochs(context: RunContext, module: ItemModel) -> Callable[[int], loop.
     # A prefix has a row of its own, at most as long as a history.
     row_length = config.data.max_length if layout == 'prefixes' else training.row_length
     rows = mesh_lib.process_rows(context.mesh, training.rows_per_step)
+    choose = lambda epoch: training_windows  # noqa: E731
+    if config.update.append:
+        choose = update_start.windows_by_epoch(context, training_windows)
 
     def make_epoch(epoch: int) -> loop.Epoch:
+        chosen = choose(epoch)
         batches, num_steps = epochs.epoch_batches(
-            training_windows,
+            chosen,
             seed=config.run.seed,
             epoch=epoch,
             row_length=row_length,
@@ -276,7 +300,7 @@ def make_epochs(context: RunContext, module: ItemModel) -> Callable[[int], loop.
             row_layout=layout,
             part=rows,
         )
-        return loop.Epoch(batches, num_steps, len(training_windows.starts))
+        return loop.Epoch(batches, num_steps, len(chosen.starts))
 
     return make_epoch
 

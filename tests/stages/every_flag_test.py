@@ -185,6 +185,9 @@ ELSEWHERE = {
     'members': 'test_a_member_is_the_run_of_its_seed',
     'sweep': 'test_the_best_setting_by_validation_is_evaluated',
     'sweep_halving': 'test_halving_ends_the_worse_settings_early',
+    'append': 'test_an_update_is_a_run_with_all_data',
+    'from_run': 'test_an_update_is_a_run_with_all_data',
+    'replay': 'test_the_share_of_old_windows',
 }
 
 
