@@ -8,6 +8,7 @@
     items.npy            float32 [V + 1, D], the item vectors
     items.faiss          the same as a FAISS index of inner products, by item index; if faiss is
                          installed and the model has one query
+    model.onnx           items -> scores, for other languages; if onnx is installed: onnx_model.py
     popularity.npy       int64 [V + 1], number of actions by item
     ids.json             item ids, their type in the data, and titles
     SHA256SUMS           checksums of all other files, which `sha256sum -c SHA256SUMS` reads too
@@ -31,6 +32,7 @@ import numpy as np
 
 from fame_jax.data import eval_batches
 from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.serving import onnx_graph, onnx_model
 from fame_jax.serving.recommender import DOT, Recommender, ServedModel, single_query
 
 Array = jax.Array
@@ -44,10 +46,13 @@ ADVICE = 'export the run again'
 PARSE_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
-def save(recommender: Recommender, folder: str | Path) -> None:
+def save(recommender: Recommender, folder: str | Path) -> str:
     """Writes the folder whole or not at all; an older export in it is replaced.
 
     The recommender must be on one device.
+
+    Returns:
+      '', or one line that says why the folder has no model.onnx.
 
     Raises:
       UserError: if it cannot be written, or holds something that is not an export.
@@ -63,10 +68,11 @@ def save(recommender: Recommender, folder: str | Path) -> None:
             # A subfolder, since the temporary folder itself is closed to other users.
             fresh = Path(aside) / 'fresh'
             fresh.mkdir()
-            _write(recommender, fresh)
+            missing = _write(recommender, fresh)
             if folder.exists():
                 folder.rename(Path(aside) / 'old')
             fresh.rename(folder)
+    return missing
 
 
 def load(folder: str | Path) -> Recommender:
@@ -104,7 +110,8 @@ def verify(folder: Path) -> None:
                 raise UserError(f'{path} was changed after the export (SHA-256); {ADVICE}')
 
 
-def _write(recommender: Recommender, folder: Path) -> None:
+def _write(recommender: Recommender, folder: Path) -> str:
+    """Writes all files; returns a line that says why there is no model.onnx, or ''."""
     model = recommender.model
     leaves, tree = jax.tree.flatten(model.params)
     lengths = eval_batches.row_lengths(model.max_length)
@@ -120,6 +127,7 @@ def _write(recommender: Recommender, folder: Path) -> None:
     np.save(folder / 'items.npy', item_VD)
     np.save(folder / 'popularity.npy', recommender.count_V.astype(np.int64))
     indexed = queries == 1 and _write_index(item_VD, folder / 'items.faiss')
+    missing = onnx_model.write(recommender, folder)
     ids = {'items': recommender.item_ids, 'titles': recommender.titles, 'type': recommender.id_type}
     (folder / 'ids.json').write_text(json.dumps(ids))
     card = recommender.card | {
@@ -131,11 +139,13 @@ def _write(recommender: Recommender, folder: Path) -> None:
         'score_kind': model.score_kind,
         'filter_seen': recommender.filter_seen,
         'faiss': indexed,
+        'onnx': None if missing else {'opset': onnx_graph.OPSET},
         'platforms': list(PLATFORMS),
         'exported_with': f'jax {jax.__version__}',
     }
     (folder / 'card.json').write_text(json.dumps(card, indent=2, allow_nan=False) + '\n')
     write_sums(folder)
+    return missing
 
 
 def _read(folder: Path) -> Recommender:
@@ -166,6 +176,7 @@ def _read(folder: Path) -> Recommender:
         max_length=card['max_length'],
         intermediates=_read_programs(folder, 'look', lengths) if card['facets'] else None,
         score_kind=card.get('score_kind', DOT),
+        onnx_file=folder / onnx_model.FILE,
     )
     # Older exports have no type, no kind of scores and no default of filter_seen.
     id_type, filter_seen = ids.get('type', 'str'), card.get('filter_seen', True)

@@ -71,6 +71,8 @@ class ServedModel(NamedTuple):
         `explain`; None for other models.
       mesh: the devices that share the item vectors; None: one device.
       score_kind: the scale of the scores; see `Recommendation`.
+      onnx_file: the model.onnx of the export that the functions were read from, since a program
+        that was read cannot be converted; None: they can be.
     """
 
     encode: Callable[..., Array]
@@ -81,6 +83,7 @@ class ServedModel(NamedTuple):
     intermediates: Callable[..., dict[str, Array]] | None = None
     mesh: Mesh | None = None
     score_kind: str = DOT
+    onnx_file: Path | None = None
 
 
 class UnknownItemsWarning(UserWarning):
@@ -330,12 +333,16 @@ class Recommender:
     def export(self, folder: str | Path) -> None:
         """Writes one folder from which `export.load` makes this recommender again.
 
+        A warning says why the folder has no model.onnx, if it has none.
+
         Raises:
           UserError: if it cannot be written, or holds something that is not an export.
         """
         from fame_jax.serving import export
 
-        export.save(self, folder)
+        missing = export.save(self, folder)
+        if missing:
+            warnings.warn(f'{folder}: {missing}', UserWarning, stacklevel=2)
 
     def with_string_ids(self) -> 'Recommender':
         """The same recommender, but its answers hold every id as a string."""
