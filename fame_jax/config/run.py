@@ -4,9 +4,9 @@ import dataclasses
 
 from fame_jax.config.fields import check_fields, field
 
-# Stages that make a run, and all: the last four use a trained run.
+# Stages that make a run, and all: the last five use a trained run.
 TRAINING_STAGES = ('prepare', 'text', 'pretrain', 'finetune', 'evaluate')
-STAGES = (*TRAINING_STAGES, 'recommend', 'explain', 'export', 'report')
+STAGES = (*TRAINING_STAGES, 'recommend', 'similar', 'explain', 'export', 'report')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Run:
     stages: tuple[str, ...] = field(
         (),
         'Stages in order; finished ones are skipped. Empty: prepare, pretrain, finetune (if the '
-        'model has a backbone), evaluate. text, for FAME+, comes before pretrain. The last four '
+        'model has a backbone), evaluate. text, for FAME+, comes before pretrain. The last five '
         'use a trained run.',
         choices=STAGES,
         binds='',

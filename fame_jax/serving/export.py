@@ -6,6 +6,7 @@
     combine.stablehlo    scores of several queries -> one score; models with several queries alone
     params.npz           the parameters, in the order of the programs' arguments
     items.npy            float32 [V + 1, D], the item vectors
+    facets.npy           float32 [H, D, K], the projections of FAME's heads; FAME alone
     items.faiss          the same as a FAISS index of inner products, by item index; if faiss is
                          installed and the model has one query
     model.onnx           items -> scores, for other languages; if onnx is installed: onnx_model.py
@@ -125,6 +126,8 @@ def _write(recommender: Recommender, folder: Path) -> str:
     np.savez(folder / 'params.npz', **{str(i): np.asarray(x) for i, x in enumerate(leaves)})
     item_VD = np.asarray(model.item_VD)
     np.save(folder / 'items.npy', item_VD)
+    if model.facet_HDK is not None:
+        np.save(folder / 'facets.npy', np.asarray(model.facet_HDK, np.float32))
     np.save(folder / 'popularity.npy', recommender.count_V.astype(np.int64))
     indexed = queries == 1 and _write_index(item_VD, folder / 'items.faiss')
     missing = onnx_model.write(recommender, folder)
@@ -136,6 +139,7 @@ def _write(recommender: Recommender, folder: Path) -> str:
         'max_length': model.max_length,
         'queries': queries,
         'facets': model.intermediates is not None,
+        'heads': recommender.facets,
         'score_kind': model.score_kind,
         'filter_seen': recommender.filter_seen,
         'faiss': indexed,
@@ -167,6 +171,10 @@ def _read(folder: Path) -> Recommender:
     lengths = card['lengths']
     item_VD = _read_array(folder / 'items.npy')
     count_V = _read_array(folder / 'popularity.npy')
+    facet_HDK = None
+    if card.get('heads'):  # which exports of version 1.0 and before do not have
+        facet_HDK = _read_array(folder / 'facets.npy')
+        _check_facets(card, facet_HDK, item_VD)
     _check(ids, card, item_VD, count_V)
     model = ServedModel(
         encode=_read_programs(folder, 'encode', lengths),
@@ -177,10 +185,14 @@ def _read(folder: Path) -> Recommender:
         intermediates=_read_programs(folder, 'look', lengths) if card['facets'] else None,
         score_kind=card.get('score_kind', DOT),
         onnx_file=folder / onnx_model.FILE,
+        facet_HDK=None if facet_HDK is None else jnp.asarray(facet_HDK),
     )
     # Older exports have no type, no kind of scores and no default of filter_seen.
     id_type, filter_seen = ids.get('type', 'str'), card.get('filter_seen', True)
-    return Recommender(model, ids['items'], count_V, ids['titles'], card, id_type, filter_seen)
+    names = card.get('heads', [])
+    return Recommender(
+        model, ids['items'], count_V, ids['titles'], card, id_type, filter_seen, names
+    )
 
 
 def _check(ids: Any, card: Any, item_VD: np.ndarray, count_V: np.ndarray) -> None:
@@ -197,6 +209,17 @@ def _check(ids: Any, card: Any, item_VD: np.ndarray, count_V: np.ndarray) -> Non
         raise ValueError('its row lengths are of another version')
     if not isinstance(card.get('filter_seen', True), bool):
         raise ValueError('filter_seen is not true or false')
+
+
+def _check_facets(card: Any, facet_HDK: np.ndarray, item_VD: np.ndarray) -> None:
+    """Raises ValueError where the heads do not fit together."""
+    names, shape = card['heads'], (len(card['heads']), item_VD.shape[-1])
+    if not isinstance(names, list) or not all(type(name) is str for name in names):
+        raise ValueError('the names of its heads are not texts')
+    if len(set(names)) < len(names) or 'all' in names:
+        raise ValueError('the names of its heads are not distinct')
+    if facet_HDK.dtype.kind != 'f' or facet_HDK.ndim != 3 or facet_HDK.shape[:2] != shape:
+        raise ValueError('facets.npy does not fit its items')
 
 
 def _write_program(

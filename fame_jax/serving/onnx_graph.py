@@ -47,7 +47,7 @@ SAME = ('copy', 'copy_p', 'optimization_barrier', 'reduce_precision', 'stop_grad
 # Primitives that call another jaxpr, and the parameter that has it.
 CALLS = {
     **{'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr', 'checkpoint': 'jaxpr'},
-    **{'core_call': 'call_jaxpr', 'remat': 'jaxpr', 'custom_jvp_call': 'call_jaxpr'},
+    **{'core_call': 'call_jaxpr', 'remat2': 'jaxpr', 'custom_jvp_call': 'call_jaxpr'},
     **{'custom_vjp_call': 'call_jaxpr', 'custom_vjp_call_jaxpr': 'fun_jaxpr'},
 }
 
@@ -94,8 +94,8 @@ def convert(
     (batch,) = export.symbolic_shape('B')
     try:
         closed = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((batch, width), jnp.int32))
-    except (jax.errors.ConcretizationTypeError, export.shape_poly.InconclusiveDimensionOperation):
-        raise NotConvertible('its program depends on the number of rows') from None
+    except (jax.errors.InconclusiveDimensionOperation, jax.errors.ConcretizationTypeError) as error:
+        raise NotConvertible('its program depends on the number of rows') from error
     graph = _Graph(input_name, width)
     (out,) = graph.run(closed, [Value(input_name, (batch, width), np.dtype(np.int32))])
     (aval,) = closed.out_avals
@@ -359,6 +359,9 @@ class _Graph:
         power = functools.reduce(lambda made, _: self.apply('Mul', made, x), range(abs(y) - 1), x)
         return power if y > 0 else self.apply('Reciprocal', power)
 
+    def _rem(self, x: Value, y: Value) -> Value:
+        return self.apply('Mod', x, y, fmod=1)
+
     def _square(self, x: Value) -> Value:
         return self.apply('Mul', x, x)
 
@@ -420,6 +423,10 @@ class _Graph:
         options = {'axis': dimension, 'largest': 0, 'sorted': 1}
         self._nodes.append(helper.make_node('TopK', inputs, names, names[0], **options))
         return Value(names[0], x.shape, x.dtype)
+
+    def _dim_as_value(self, *, aval: Any, dim: Any) -> Value:
+        size = Value(self.sizes([dim]), (1,), np.dtype(np.int64))
+        return self.cast(self.reshape(size, ()), aval.dtype)
 
     def _transpose(self, x: Value, *, aval: Any, permutation: Sequence[int]) -> Value:
         return self.transpose(x, permutation)
@@ -495,11 +502,18 @@ class _Graph:
         if any(inner for _, _, inner in padding_config):
             raise NotConvertible('there is no rule for padding between entries')
         low, high, _ = zip(*padding_config)
+        cut = {
+            axis: (max(0, -first), size - max(0, -last), 1)
+            for axis, (first, last, size) in enumerate(zip(low, high, x.shape))
+            if first < 0 or last < 0
+        }
+        x, low, high = self.slice(x, cut), np.maximum(low, 0), np.maximum(high, 0)
         if not any((*low, *high)):
             return x
         if x.dtype == bool:  # which `Pad` does not take in all runtimes
             of_int = self.cast(x, np.int32), self.cast(fill, np.int32)
-            whole = self._pad(*of_int, aval=aval, padding_config=padding_config)
+            config = [(first, last, 0) for first, last in zip(low, high)]
+            whole = self._pad(*of_int, aval=aval, padding_config=config)
             return self.cast(whole, bool)
         name = self.node('Pad', [self.name(x), self.integers([*low, *high]), self.name(fill)])
         return Value(name, aval.shape, x.dtype)
@@ -597,7 +611,17 @@ class _Graph:
 
 # Rules that take values which are not expanded.
 PER_ELEMENT = (
-    *('ne', 'square', 'rsqrt', 'log1p', 'erfc', 'is_finite', 'convert_element_type', 'clamp'),
+    *(
+        'ne',
+        'rem',
+        'square',
+        'rsqrt',
+        'log1p',
+        'erfc',
+        'is_finite',
+        'convert_element_type',
+        'clamp',
+    ),
 )
 
 
@@ -618,7 +642,8 @@ def _graph_dtype(dtype: Any) -> np.dtype:
 def _is_constant(equation: Any, inputs: Sequence[Value]) -> bool:
     """Whether an operation of constants is computed at once."""
     shapes = [atom.aval.shape for atom in equation.outvars]
-    if any(value.constant is None for value in inputs):
+    is_source = equation.primitive.name in ('iota', 'empty')
+    if not (inputs or is_source) or any(value.constant is None for value in inputs):
         return False
     if not all(isinstance(n, int) for shape in shapes for n in shape):
         return False
