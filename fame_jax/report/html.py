@@ -224,7 +224,7 @@ def _heads(use: Mapping[str, Any]) -> str:
     """Use of each head and expert in the sample of users."""
     heads = use['heads']
     experts = len(heads[0]['experts'])
-    names = [html.escape(figures.head_name(h, head)) for h, head in enumerate(heads)]
+    names = [_head_name(h, head) for h, head in enumerate(heads)]
     unused = [names[h] for h in use['dead_heads']]
     unused += [f'expert {n + 1} of {names[h]}' for h, n in use['dead_experts']]
     rows = [
@@ -261,6 +261,10 @@ def _heads(use: Mapping[str, Any]) -> str:
         'is relative to its maximum: 1 is an even mix, 0 a single choice; “entropy” is the mean '
         'over users, “entropy of mean” belongs to the mean weights over all users.</p>'
     )
+
+
+def _head_name(index: int, head: Mapping[str, Any]) -> str:
+    return html.escape(figures.head_name(index, head))
 
 
 def _entropy(value: float | None) -> str:
@@ -308,9 +312,7 @@ def _case_lists(explained: Mapping[str, Any]) -> str:
     """The model's list, each head's own, and that of equal gate weights, side by side."""
     columns = {'recommended': explained['recommended']}
     for h, head in enumerate(explained.get('heads', ())):
-        columns[f'{html.escape(figures.head_name(h, head))}: {percent(head["share"])}'] = head[
-            'top'
-        ]
+        columns[f'{_head_name(h, head)}: {percent(head["share"])}'] = head['top']
     if 'equal_gates' in explained:
         columns['equal weights'] = explained['equal_gates']
     target = (explained['target'] or {}).get('item')
@@ -331,9 +333,7 @@ def _history(explained: Mapping[str, Any]) -> str:
     if 'heads' in explained:
         shares = {'attention': explained['carried']}
         for h, head in enumerate(explained['heads']):
-            shares[html.escape(figures.head_name(h, head))] = np.array(head['router']) @ np.array(
-                head['attention']
-            )
+            shares[_head_name(h, head)] = np.array(head['router']) @ np.array(head['attention'])
         columns |= {
             name: [heat(share, max(share_L)) for share in share_L]
             for name, share_L in shares.items()

@@ -611,17 +611,8 @@ class _Graph:
 
 # Rules that take values which are not expanded.
 PER_ELEMENT = (
-    *(
-        'ne',
-        'rem',
-        'square',
-        'rsqrt',
-        'log1p',
-        'erfc',
-        'is_finite',
-        'convert_element_type',
-        'clamp',
-    ),
+    *('ne', 'rem', 'square', 'rsqrt', 'log1p', 'erfc', 'is_finite', 'clamp'),
+    'convert_element_type',
 )
 
 

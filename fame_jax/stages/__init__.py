@@ -2,8 +2,8 @@
 
 Read context.py first (what every stage takes), then settings.py (flags to settings), then the
 stages in their order: prepare, text, train (pretrain and finetune, with initialize.py), evaluate;
-those that use a trained run: recommend, similar, explain, export, report, with open_recommender.py; and
-members.py and sweep.py, which run the stages for several seeds and settings.
+those that use a trained run: recommend, similar, explain, export, report, with open_recommender.py
+and head_names.py; and members.py and sweep.py, which run the stages for several seeds and settings.
 """
 
 from fame_jax.stages.context import RunContext, open_run
