@@ -172,7 +172,7 @@ def _read(folder: Path) -> Recommender:
     item_VD = _read_array(folder / 'items.npy')
     count_V = _read_array(folder / 'popularity.npy')
     facet_HDK = None
-    if card.get('heads'):  # which exports of version 1.0 and before do not have
+    if card.get('heads'):  # which exports of version 0.2 and before do not have
         facet_HDK = _read_array(folder / 'facets.npy')
         _check_facets(card, facet_HDK, item_VD)
     _check(ids, card, item_VD, count_V)

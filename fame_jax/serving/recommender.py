@@ -71,7 +71,7 @@ class ServedModel(NamedTuple):
       intermediates: as `encode`, but returns FAME's gate, heads, router and attention for
         `explain`; None for other models.
       facet_HDK: FAME's W_f (eq. 9), float32, for `similar_items`; None for other models, and in
-        exports of version 1.0 and before.
+        exports of version 0.2 and before.
       mesh: the devices that share the item vectors; None: one device.
       score_kind: the scale of the scores; see `Recommendation`.
       onnx_file: the model.onnx of the export that the functions were read from, since a program

@@ -52,7 +52,9 @@ def test_figures_are_written_and_printed(small, monkeypatch, tmp_path, capsys):
     result = json.loads(path.read_text())
     (catalogue,) = result['catalogues']
     one, many = catalogue['one_ms'], catalogue['many_ms']
-    assert set(one) == set(many) >= {'FAME', 'SASRec', 'query given'}
+    assert set(many) >= {'FAME', 'SASRec', 'query given'} and set(one) - set(many) <= {
+        'ONNX Runtime'
+    }
     assert all(0 < of['p50'] <= of['p90'] <= of['p99'] for of in one.values())
     for of in many.values():
         assert of['histories_per_second'] == pytest.approx(3 / of['p50'] * 1000)

@@ -107,7 +107,7 @@ def test_an_export_of_version_0_1_is_read(copy):
     assert export.load(copy).recommend(['a'], 2).items
 
 
-def test_an_export_of_version_1_0_is_read_without_heads(tmp_path):
+def test_an_export_of_version_0_2_is_read_without_heads(tmp_path):
     """It has no facets.npy, and its card names no heads."""
     make_fame(head_names=['brand', 'genre']).export(tmp_path / 'e')
     card = json.loads((tmp_path / 'e' / 'card.json').read_text())
