@@ -9,7 +9,7 @@ long as those of Toys. The rows take turns of a few calls, after every shape has
     FAME, SASRec          Recommender.recommend for one history, recommend_many for many
     query given           scores and top-k of given query vectors, on the device
     FAISS                 IndexFlatIP with the same queries and items, where faiss is installed
-    ONNX Runtime          scores of one history by FAME's model.onnx, and their top-k by numpy
+    ONNX Runtime          FAME's model.onnx, and top-k by numpy, where onnx is installed
 
 The first answer is that of a fresh process, counted from the start of the interpreter. Unseen
 shapes are calls of FAME that no call before had the shape of, in milliseconds of the processor:
@@ -132,17 +132,22 @@ class Catalogue:
         if self.index:
             calls['FAISS'] = lambda i: self.index.search(self.query_BD[i : i + 1], TOP_K)
         if self.session:
-            calls['ONNX Runtime'] = self.score_by_onnx
+            calls['ONNX Runtime'] = lambda i: self.score_by_onnx(self.histories[i : i + 1])
         return calls
 
-    def score_by_onnx(self, i: int) -> np.ndarray:
-        """The best items of history i by model.onnx, as indices."""
-        indices = [int(item) for item in self.histories[i]][-RECIPE['max_length'] :]
-        row = np.zeros((1, RECIPE['max_length']), np.int32)
-        row[0, : len(indices)] = indices
-        (score_BV,) = self.session.run(None, {onnx_model.INPUT: row})
-        best = np.argpartition(-score_BV[0], TOP_K)[:TOP_K]
-        return best[np.argsort(-score_BV[0, best])]
+    def score_by_onnx(self, histories: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """The best items of histories by model.onnx, as indices; as many at a time as FAME."""
+        length, best = RECIPE['max_length'], []
+        for begin in range(0, len(histories), self.chunk):
+            part = histories[begin : begin + self.chunk]
+            items_BL = np.zeros((len(part), length), np.int32)
+            for row_L, history in zip(items_BL, part):
+                row_L[: len(history[-length:])] = list(map(int, history[-length:]))
+            (score_BV,) = self.session.run(None, {onnx_model.INPUT: items_BL})
+            found_BK = np.argpartition(-score_BV, TOP_K, axis=1)[:, :TOP_K]
+            order_BK = np.argsort(-np.take_along_axis(score_BV, found_BK, axis=1), axis=1)
+            best.append(np.take_along_axis(found_BK, order_BK, axis=1))
+        return best
 
     def many(self) -> Calls:
         """Name -> the answers to all histories."""
@@ -153,6 +158,8 @@ class Catalogue:
         calls['query given'] = lambda _: self.search(self.query_BD)
         if self.index:
             calls['FAISS'] = lambda _: self.index.search(self.query_BD, TOP_K)
+        if self.session:
+            calls['ONNX Runtime'] = lambda _: self.score_by_onnx(self.histories)
         return calls
 
 

@@ -32,12 +32,15 @@ def histories(run):
     return [items for _, items in fj.Dataset.load(run / 'dataset').histories()]
 
 
+@pytest.fixture(scope='module')
+def whole(run, histories):
+    """The run's ranking of all unseen items for every history."""
+    recommender = fj.load(run)
+    return list(recommender.recommend_many(histories, recommender.num_items))
+
+
 # One function for each way: (folder of the run, histories) -> ids of K unseen items, best first.
 # Another service needs its function here and a row in WAYS, and nothing else.
-
-
-def of_run(run, histories):
-    return [answer.items for answer in fj.load(run).recommend_many(histories, K)]
 
 
 def one_by_one(run, histories):
@@ -104,15 +107,13 @@ WAYS = (one_by_one, of_export, of_file, of_onnx, of_faiss, of_demo)
 
 
 @pytest.mark.parametrize('way', WAYS, ids=lambda way: way.__name__)
-def test_every_way_gives_the_ranking_of_the_run(way, run, histories):
+def test_every_way_gives_the_ranking_of_the_run(way, run, histories, whole):
     """Items whose scores are equal but for rounding may change places."""
-    recommender = fj.load(run)
-    ours, found = of_run(run, histories), way(run, histories)
-    assert len(found) == len(histories) == 60
-    whole = recommender.recommend_many(histories, recommender.num_items)
-    for mine, theirs, answer in zip(ours, found, whole, strict=True):
+    found = way(run, histories)
+    assert len(histories) == 60
+    for items, answer in zip(found, whole, strict=True):
         score_of = dict(zip(answer.items, answer.scores))
-        assert len(theirs) == len(set(theirs)) == len(mine) == K
-        scores = [[score_of[item] for item in items] for items in (mine, theirs)]
-        np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-4)
-        assert sum(a != b for a, b in zip(mine, theirs)) <= 2
+        assert len(items) == len(set(items)) == K
+        scores = [score_of[item] for item in items]
+        np.testing.assert_allclose(scores, answer.scores[:K], rtol=1e-4, atol=1e-4)
+        assert sum(a != b for a, b in zip(items, answer.items)) <= 2
