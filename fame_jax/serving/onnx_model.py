@@ -25,9 +25,9 @@ Array = jax.Array
 
 FILE, INPUT, OUTPUT = 'model.onnx', 'items', 'scores'
 
-# The largest difference from the recommender's scores, relative to the largest score; as in
-# `explain.TOLERANCE`, but the graph computes in float32 whatever the model does.
-TOLERANCE = {'float32': 1e-3, 'bfloat16': 5e-2}
+# The largest difference from the recommender's scores, relative to the largest score. Wider than
+# rounding on a CPU: a GPU multiplies float32 with fewer digits, and the graph does not.
+TOLERANCE = {'float32': 1e-2, 'bfloat16': 5e-2}
 
 
 def scores_function(recommender: Recommender) -> Callable[[Array], Array]:
