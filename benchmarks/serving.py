@@ -9,6 +9,7 @@ long as those of Toys. The rows take turns of a few calls, after every shape has
     FAME, SASRec          Recommender.recommend for one history, recommend_many for many
     query given           scores and top-k of given query vectors, on the device
     FAISS                 IndexFlatIP with the same queries and items, where faiss is installed
+    ONNX Runtime          FAME's model.onnx, and top-k by numpy, where onnx is installed
 
 The first answer is that of a fresh process, counted from the start of the interpreter. Unseen
 shapes are calls of FAME that no call before had the shape of, in milliseconds of the processor:
@@ -34,7 +35,7 @@ import numpy as np
 from benchmarks import timing
 from fame_jax import run_dir
 from fame_jax.models import registry
-from fame_jax.serving import export
+from fame_jax.serving import export, onnx_model
 from fame_jax.serving.recommender import Recommender
 from fame_jax.stages.open_recommender import serving_model
 
@@ -106,6 +107,14 @@ class Catalogue:
 
             self.index = faiss.IndexFlatIP(RECIPE['width'])
             self.index.add(np.array(self.item_VD[1:], np.float32))
+        self.session = None
+        if importlib.util.find_spec('onnx') and importlib.util.find_spec('onnxruntime'):
+            import onnxruntime
+
+            with tempfile.TemporaryDirectory() as folder:
+                assert not onnx_model.write(fame, Path(folder))
+                file = str(Path(folder) / onnx_model.FILE)
+                self.session = onnxruntime.InferenceSession(file)
 
     def search(self, query_BD: np.ndarray) -> list[Any]:
         """The top-k of queries, as many at a time as the recommender takes."""
@@ -122,7 +131,23 @@ class Catalogue:
         calls['query given'] = lambda i: self.search(self.query_BD[i : i + 1])
         if self.index:
             calls['FAISS'] = lambda i: self.index.search(self.query_BD[i : i + 1], TOP_K)
+        if self.session:
+            calls['ONNX Runtime'] = lambda i: self.score_by_onnx(self.histories[i : i + 1])
         return calls
+
+    def score_by_onnx(self, histories: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """The best items of histories by model.onnx, as indices; as many at a time as FAME."""
+        length, best = RECIPE['max_length'], []
+        for begin in range(0, len(histories), self.chunk):
+            part = histories[begin : begin + self.chunk]
+            items_BL = np.zeros((len(part), length), np.int32)
+            for row_L, history in zip(items_BL, part):
+                row_L[: len(history[-length:])] = list(map(int, history[-length:]))
+            (score_BV,) = self.session.run(None, {onnx_model.INPUT: items_BL})
+            found_BK = np.argpartition(-score_BV, TOP_K, axis=1)[:, :TOP_K]
+            order_BK = np.argsort(-np.take_along_axis(score_BV, found_BK, axis=1), axis=1)
+            best.append(np.take_along_axis(found_BK, order_BK, axis=1))
+        return best
 
     def many(self) -> Calls:
         """Name -> the answers to all histories."""
@@ -133,6 +158,8 @@ class Catalogue:
         calls['query given'] = lambda _: self.search(self.query_BD)
         if self.index:
             calls['FAISS'] = lambda _: self.index.search(self.query_BD, TOP_K)
+        if self.session:
+            calls['ONNX Runtime'] = lambda _: self.score_by_onnx(self.histories)
         return calls
 
 

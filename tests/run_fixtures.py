@@ -139,14 +139,20 @@ def fame_intermediates(params, tokens_BL, positions_BL, segments_BL):
     }
 
 
-def make_fame(item_ids=ITEM_IDS, count_V=COUNT_V, titles=(), max_length=5):
-    """A recommender of the hand-made FAME with random item vectors."""
+def make_fame(item_ids=ITEM_IDS, count_V=COUNT_V, titles=(), max_length=5, **options):
+    """A recommender of the hand-made FAME with random item vectors.
+
+    Options are those of Recommender, such as the names of the heads.
+    """
     draw = np.random.default_rng(0)
     item_VD = jnp.asarray(draw.normal(size=(len(item_ids), 4)).astype(np.float32))
     model = recommender.ServedModel(
         last_item, recommender.single_query, item_VD, item_VD, max_length, fame_intermediates
     )
-    return recommender.Recommender(model, item_ids, count_V, titles, {'model': 'FAME by hand'})
+    # Each head's view of an item is the half that the head has of the query.
+    model = model._replace(facet_HDK=jnp.eye(4).reshape(4, 2, 2).transpose(1, 0, 2))
+    card = {'model': 'FAME by hand'}
+    return recommender.Recommender(model, item_ids, count_V, titles, card, **options)
 
 
 def recommender_of(run, module, params):

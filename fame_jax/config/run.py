@@ -5,9 +5,9 @@ import dataclasses
 from fame_jax.config.fields import check_fields, field, no_effect
 from fame_jax.errors import UserError
 
-# Stages that make a run, and all: the last four use a trained run.
+# Stages that make a run, and all: the last five use a trained run.
 TRAINING_STAGES = ('prepare', 'text', 'pretrain', 'finetune', 'update', 'evaluate')
-STAGES = (*TRAINING_STAGES, 'recommend', 'explain', 'export', 'report')
+STAGES = (*TRAINING_STAGES, 'recommend', 'similar', 'explain', 'export', 'report')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Run:
         (),
         'Stages in order; finished ones are skipped. Empty: prepare, pretrain, finetune (if the '
         'model has a backbone), evaluate; with --append: update, evaluate. text, for FAME+, comes '
-        'before pretrain. The last four use a trained run.',
+        'before pretrain. The last five use a trained run.',
         choices=STAGES,
         binds='',
     )

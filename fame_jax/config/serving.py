@@ -20,7 +20,12 @@ class Serving:
         'File with one history per line, oldest item first: {"user": "ann", "items": ["7", "12"]} '
         'or ["7", "12"]; .gz too. Empty: the users of the data set.',
     )
-    top_k: int = field(20, 'Recommended items per history.', low=1, high=1_000_000)
+    top_k: int = field(
+        20, 'Items of a list: recommended to a history, or similar.', low=1, high=1_000_000
+    )
+    similar_items: tuple[str, ...] = field(
+        (), 'similar: ids of the items whose similar items are written, as 7,12. Empty: all items.'
+    )
     filter_seen: bool | None = field(
         None,
         'Items of a history are not recommended to it. Empty: they are not, unless epochs are '

@@ -158,22 +158,28 @@ def gates(heads: Sequence[Mapping[str, Any]], edges: Sequence[float], path: Path
     """Draws a histogram over users of the gate's weight of each head, its mean marked.
 
     Args:
-      heads: 'share' and 'histogram' of each head, as `groups.usage` returns them.
+      heads: 'share' and 'histogram' of each head, as `groups.usage` returns them, and its 'name'
+        where it has one.
       edges: of the histograms' bins.
       path: of the SVG file.
     """
     with _new_chart(path, 0.6 + 0.75 * len(heads)) as figure:
         axes_H = figure.subplots(len(heads), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-        for h, (axes, head) in enumerate(zip(axes_H, heads), 1):
+        for h, (axes, head) in enumerate(zip(axes_H, heads)):
             count = np.array(head['histogram'])
             axes.stairs(count / count.sum(), edges, fill=True, color=LINE_COLORS[0], alpha=0.8)
             axes.axvline(head['share'], color=INK, linewidth=1)
-            axes.set_ylabel(f'head {h}')
+            axes.set_ylabel(head_name(h, head))
             axes.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
             _tidy(axes)
         axes.set(xlim=(edges[0], edges[-1]), xlabel="gate's weight (line: mean), by share of users")
         axes.locator_params(axis='x', nbins=6, steps=[1, 2, 5, 10])
         axes.xaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
+
+
+def head_name(index: int, head: Mapping[str, Any]) -> str:
+    """A head's 'name' in one short line; without one, 'head 1' for the index 0."""
+    return one_line(head.get('name') or f'head {index + 1}', 24)
 
 
 # Figures of FAME+: heads by facets, and the items in the plane.
@@ -186,7 +192,7 @@ def heads_by_facets(stages: Mapping[str, Mapping[str, Any]], path: Path) -> None
 
     Args:
       stages: title -> what `facet_probe.compare` returned; at least one, all of the same heads and
-        facets.
+        facets. One may also have 'heads', their names.
       path: of the SVG file.
 
     Raises:
@@ -195,6 +201,8 @@ def heads_by_facets(stages: Mapping[str, Mapping[str, Any]], path: Path) -> None
     first = next(iter(stages.values()))
     heads, facets = np.shape(first['neighbours'])
     names = [one_line(name, 24) for name in first['facets']]
+    known = next((of['heads'] for of in stages.values() if 'heads' in of), [None] * heads)
+    names_H = [head_name(h, {'name': name} if name else {}) for h, name in enumerate(known)]
     slanted = {'rotation': 35, 'ha': 'right', 'rotation_mode': 'anchor'}
     turn = slanted if max(map(len, names)) > 9 else {}
     width = 0.3 + max(0.62 * facets, 1.1)
@@ -206,7 +214,7 @@ def heads_by_facets(stages: Mapping[str, Mapping[str, Any]], path: Path) -> None
                 _agreement(axes, agreement, key)
             axes_S[0].set_yticks(
                 [*np.arange(heads) + 0.5, heads + 0.7],
-                [*(f'head {h + 1}' for h in range(heads)), 'all'],
+                [*names_H, 'all'],
             )
             axes_S[0].set_ylabel(label)
         for axes_R, name in zip(grid.T, stages):
@@ -345,7 +353,9 @@ def explanation(explained: Mapping[str, Any], path: Path) -> None:
             _removals(figure.subplots(), explained, rows)
             figure.suptitle(_heading(explained), fontsize='medium')
         return
-    heads = [(f'head {h}: {x["share"]:.0%}', x['top']) for h, x in enumerate(explained['heads'], 1)]
+    heads = [
+        (f'{head_name(h, x)}: {x["share"]:.0%}', x['top']) for h, x in enumerate(explained['heads'])
+    ]
     lists = [
         ('recommended', explained['recommended']),
         *heads,
@@ -404,7 +414,8 @@ def _attention(figure: Any, explained: Mapping[str, Any], rows: int) -> None:
         _heat(axes_R[0], np.array([head['router']]), 1, write=_short if few else None)
         _heat(axes_R[1], attention_HNL[h].T, attention_HNL.max())
         axes_R[0].set(ylim=(1, 0), xticks=[])
-        axes_R[0].set_title(f'head {h + 1}, gate {head["share"]:.0%}', fontsize='medium')
+        name = head_name(h, head)
+        axes_R[0].set_title(f'{name}, gate {head["share"]:.0%}', fontsize='medium')
         axes_R[1].set(ylim=(rows, 0), xlabel='expert')
         axes_R[1].set_xticks(np.arange(experts)[::step] + 0.5, np.arange(1, experts + 1)[::step])
 

@@ -241,17 +241,18 @@ def _heads(use: Mapping[str, Any]) -> str:
     """Use of each head and expert in the sample of users."""
     heads = use['heads']
     experts = len(heads[0]['experts'])
-    unused = [f'head {h + 1}' for h in use['dead_heads']]
-    unused += [f'expert {n + 1} of head {h + 1}' for h, n in use['dead_experts']]
+    names = [_head_name(h, head) for h, head in enumerate(heads)]
+    unused = [names[h] for h in use['dead_heads']]
+    unused += [f'expert {n + 1} of {names[h]}' for h, n in use['dead_experts']]
     rows = [
         [
-            f'head {h}',
+            name,
             percent(head['share']),
             percent(head['top']),
             _entropy(head['entropy']),
             _entropy(head['entropy_of_mean']),
         ]
-        for h, head in enumerate(heads, 1)
+        for name, head in zip(names, heads)
     ]
     rows.append(['gate', '', '', _entropy(use['entropy']), _entropy(use['entropy_of_mean'])])
     head = ['', 'mean weight', 'largest for', 'entropy', 'entropy of mean']
@@ -262,8 +263,8 @@ def _heads(use: Mapping[str, Any]) -> str:
     ):
         most = max(expert[key] for head in heads for expert in head['experts'])
         rows = [
-            [f'head {h}', *(heat(expert[key], most) for expert in head['experts'])]
-            for h, head in enumerate(heads, 1)
+            [name, *(heat(expert[key], most) for expert in head['experts'])]
+            for name, head in zip(names, heads)
         ]
         head = ['', *(str(n + 1) for n in range(experts))]
         tables += [table(head, rows, caption=caption)] if experts > 1 else []
@@ -277,6 +278,10 @@ def _heads(use: Mapping[str, Any]) -> str:
         'is relative to its maximum: 1 is an even mix, 0 a single choice; “entropy” is the mean '
         'over users, “entropy of mean” belongs to the mean weights over all users.</p>'
     )
+
+
+def _head_name(index: int, head: Mapping[str, Any]) -> str:
+    return html.escape(figures.head_name(index, head))
 
 
 def _entropy(value: float | None) -> str:
@@ -323,8 +328,8 @@ def _case(n: int, case: Case) -> str:
 def _case_lists(explained: Mapping[str, Any]) -> str:
     """The model's list, each head's own, and that of equal gate weights, side by side."""
     columns = {'recommended': explained['recommended']}
-    for h, head in enumerate(explained.get('heads', ()), 1):
-        columns[f'head {h}: {percent(head["share"])}'] = head['top']
+    for h, head in enumerate(explained.get('heads', ())):
+        columns[f'{_head_name(h, head)}: {percent(head["share"])}'] = head['top']
     if 'equal_gates' in explained:
         columns['equal weights'] = explained['equal_gates']
     target = (explained['target'] or {}).get('item')
@@ -344,8 +349,8 @@ def _history(explained: Mapping[str, Any]) -> str:
     columns = {'history': [title(item) for item in explained['history']]}
     if 'heads' in explained:
         shares = {'attention': explained['carried']}
-        for h, head in enumerate(explained['heads'], 1):
-            shares[f'head {h}'] = np.array(head['router']) @ np.array(head['attention'])
+        for h, head in enumerate(explained['heads']):
+            shares[_head_name(h, head)] = np.array(head['router']) @ np.array(head['attention'])
         columns |= {
             name: [heat(share, max(share_L)) for share in share_L]
             for name, share_L in shares.items()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fame_jax.report.figures import head_name
 from fame_jax.screen import grid, one_line
 
 
@@ -54,7 +55,10 @@ def _recommended(explained: Mapping[str, Any]) -> str:
 
 def _heads(explained: Mapping[str, Any]) -> str:
     """Each head's own list, and that of equal gate weights."""
-    names = [f'head {h}: gate {head["share"]:.0%}' for h, head in enumerate(explained['heads'], 1)]
+    names = [
+        f'{head_name(h, head)}: gate {head["share"]:.0%}'
+        for h, head in enumerate(explained['heads'])
+    ]
     lists = [*(head['top'] for head in explained['heads']), explained['equal_gates']]
     rows = [[str(place), *map(_title, entries)] for place, entries in enumerate(zip(*lists), 1)]
     return grid(['', *names, 'equal gates'], rows, right=(0,))
@@ -70,5 +74,5 @@ def _history(explained: Mapping[str, Any]) -> str:
         ]
         for j, item in enumerate(explained['history'])
     ]
-    names = [f'router of head {h}' for h in range(1, 1 + len(explained['heads']))]
+    names = [f'router of {head_name(h, head)}' for h, head in enumerate(explained['heads'])]
     return grid(['history', 'attention', *names], rows, right=(1,))

@@ -7,7 +7,9 @@ Read in this order:
   frames.py        histories from a data frame, and a data frame of recommendations
   explain.py       heads, experts and past items behind a list
   export.py        one folder that holds model, item vectors and ids: save and load
+  onnx_model.py    model.onnx of an export: items in, scores out
+  onnx_graph.py    traced programs as ONNX graphs
   histories.py     a file of histories (JSON lines)
-  answers.py       a file of recommendations (JSON lines or Parquet)
+  answers.py       files of recommendations and of similar items (JSON lines, CSV, Parquet)
   demo/            a web page on this machine
 """

@@ -40,7 +40,8 @@ class Explanation:
         None without a target or with one that is not in the catalogue.
 
     Of FAME, and None with a fallback and for other models:
-      heads: [{gate, share, top, router, attention, positions}] by head; top is its own list
+      heads: [{name, gate, share, top, router, attention, positions}] by head; name is its facet
+        where each head was trained for one (FAME+), else 'head 1'; top is its own list
         [{item, title, score}], router [N] the experts' weights at the last item, attention [N][L]
         each expert's weights over the history, positions [L][N] the router at every item.
       equal_gates: [{item, title, score}], the list if all gates were equal.
@@ -199,6 +200,7 @@ def _heads(
     return {
         'heads': [
             {
+                'name': recommender.head_name(h),
                 'gate': float(gate_H[h]),
                 'share': float(share_H[h]),
                 'top': _top_k(recommender, score_HV[h], allowed_V, k),

@@ -6,8 +6,10 @@
     combine.stablehlo    scores of several queries -> one score; models with several queries alone
     params.npz           the parameters, in the order of the programs' arguments
     items.npy            float32 [V + 1, D], the item vectors
+    facets.npy           float32 [H, D, K], the projections of FAME's heads; FAME alone
     items.faiss          the same as a FAISS index of inner products, by item index; if faiss is
                          installed and the model has one query
+    model.onnx           items -> scores, for other languages; if onnx is installed: onnx_model.py
     popularity.npy       int64 [V + 1], number of actions by item
     ids.json             item ids, their type in the data, and titles
     SHA256SUMS           checksums of all other files, which `sha256sum -c SHA256SUMS` reads too
@@ -31,6 +33,7 @@ import numpy as np
 
 from fame_jax.data import eval_batches
 from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.serving import onnx_graph, onnx_model
 from fame_jax.serving.recommender import DOT, Recommender, ServedModel, single_query
 
 Array = jax.Array
@@ -44,10 +47,13 @@ ADVICE = 'export the run again'
 PARSE_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
-def save(recommender: Recommender, folder: str | Path) -> None:
+def save(recommender: Recommender, folder: str | Path) -> str:
     """Writes the folder whole or not at all; an older export in it is replaced.
 
     The recommender must be on one device.
+
+    Returns:
+      '', or one line that says why the folder has no model.onnx.
 
     Raises:
       UserError: if it cannot be written, or holds something that is not an export.
@@ -63,10 +69,11 @@ def save(recommender: Recommender, folder: str | Path) -> None:
             # A subfolder, since the temporary folder itself is closed to other users.
             fresh = Path(aside) / 'fresh'
             fresh.mkdir()
-            _write(recommender, fresh)
+            missing = _write(recommender, fresh)
             if folder.exists():
                 folder.rename(Path(aside) / 'old')
             fresh.rename(folder)
+    return missing
 
 
 def load(folder: str | Path) -> Recommender:
@@ -104,7 +111,8 @@ def verify(folder: Path) -> None:
                 raise UserError(f'{path} was changed after the export (SHA-256); {ADVICE}')
 
 
-def _write(recommender: Recommender, folder: Path) -> None:
+def _write(recommender: Recommender, folder: Path) -> str:
+    """Writes all files; returns a line that says why there is no model.onnx, or ''."""
     model = recommender.model
     leaves, tree = jax.tree.flatten(model.params)
     lengths = eval_batches.row_lengths(model.max_length)
@@ -118,8 +126,11 @@ def _write(recommender: Recommender, folder: Path) -> None:
     np.savez(folder / 'params.npz', **{str(i): np.asarray(x) for i, x in enumerate(leaves)})
     item_VD = np.asarray(model.item_VD)
     np.save(folder / 'items.npy', item_VD)
+    if model.facet_HDK is not None:
+        np.save(folder / 'facets.npy', np.asarray(model.facet_HDK, np.float32))
     np.save(folder / 'popularity.npy', recommender.count_V.astype(np.int64))
     indexed = queries == 1 and _write_index(item_VD, folder / 'items.faiss')
+    missing = onnx_model.write(recommender, folder)
     ids = {'items': recommender.item_ids, 'titles': recommender.titles, 'type': recommender.id_type}
     (folder / 'ids.json').write_text(json.dumps(ids))
     card = recommender.card | {
@@ -128,14 +139,17 @@ def _write(recommender: Recommender, folder: Path) -> None:
         'max_length': model.max_length,
         'queries': queries,
         'facets': model.intermediates is not None,
+        'heads': recommender.facets,
         'score_kind': model.score_kind,
         'filter_seen': recommender.filter_seen,
         'faiss': indexed,
+        'onnx': None if missing else {'opset': onnx_graph.OPSET},
         'platforms': list(PLATFORMS),
         'exported_with': f'jax {jax.__version__}',
     }
     (folder / 'card.json').write_text(json.dumps(card, indent=2, allow_nan=False) + '\n')
     write_sums(folder)
+    return missing
 
 
 def _read(folder: Path) -> Recommender:
@@ -157,6 +171,10 @@ def _read(folder: Path) -> Recommender:
     lengths = card['lengths']
     item_VD = _read_array(folder / 'items.npy')
     count_V = _read_array(folder / 'popularity.npy')
+    facet_HDK = None
+    if card.get('heads'):  # which exports of version 0.2 and before do not have
+        facet_HDK = _read_array(folder / 'facets.npy')
+        _check_facets(card, facet_HDK, item_VD)
     _check(ids, card, item_VD, count_V)
     model = ServedModel(
         encode=_read_programs(folder, 'encode', lengths),
@@ -166,10 +184,15 @@ def _read(folder: Path) -> Recommender:
         max_length=card['max_length'],
         intermediates=_read_programs(folder, 'look', lengths) if card['facets'] else None,
         score_kind=card.get('score_kind', DOT),
+        onnx_file=folder / onnx_model.FILE,
+        facet_HDK=None if facet_HDK is None else jnp.asarray(facet_HDK),
     )
     # Older exports have no type, no kind of scores and no default of filter_seen.
     id_type, filter_seen = ids.get('type', 'str'), card.get('filter_seen', True)
-    return Recommender(model, ids['items'], count_V, ids['titles'], card, id_type, filter_seen)
+    names = card.get('heads', [])
+    return Recommender(
+        model, ids['items'], count_V, ids['titles'], card, id_type, filter_seen, names
+    )
 
 
 def _check(ids: Any, card: Any, item_VD: np.ndarray, count_V: np.ndarray) -> None:
@@ -186,6 +209,17 @@ def _check(ids: Any, card: Any, item_VD: np.ndarray, count_V: np.ndarray) -> Non
         raise ValueError('its row lengths are of another version')
     if not isinstance(card.get('filter_seen', True), bool):
         raise ValueError('filter_seen is not true or false')
+
+
+def _check_facets(card: Any, facet_HDK: np.ndarray, item_VD: np.ndarray) -> None:
+    """Raises ValueError where the heads do not fit together."""
+    names, shape = card['heads'], (len(card['heads']), item_VD.shape[-1])
+    if not isinstance(names, list) or not all(type(name) is str for name in names):
+        raise ValueError('the names of its heads are not texts')
+    if len(set(names)) < len(names) or 'all' in names:
+        raise ValueError('the names of its heads are not distinct')
+    if facet_HDK.dtype.kind != 'f' or facet_HDK.ndim != 3 or facet_HDK.shape[:2] != shape:
+        raise ValueError('facets.npy does not fit its items')
 
 
 def _write_program(

@@ -1,6 +1,7 @@
 """Recommender: a trained model with its catalogue, from a run or from an exported folder."""
 
 import copy
+import itertools
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -69,8 +70,12 @@ class ServedModel(NamedTuple):
       max_length: items of a history that the model encodes, the latest.
       intermediates: as `encode`, but returns FAME's gate, heads, router and attention for
         `explain`; None for other models.
+      facet_HDK: FAME's W_f (eq. 9), float32, for `similar_items`; None for other models, and in
+        exports of version 0.2 and before.
       mesh: the devices that share the item vectors; None: one device.
       score_kind: the scale of the scores; see `Recommendation`.
+      onnx_file: the model.onnx of the export that the functions were read from, since a program
+        that was read cannot be converted; None: they can be.
     """
 
     encode: Callable[..., Array]
@@ -81,6 +86,8 @@ class ServedModel(NamedTuple):
     intermediates: Callable[..., dict[str, Array]] | None = None
     mesh: Mesh | None = None
     score_kind: str = DOT
+    onnx_file: Path | None = None
+    facet_HDK: Array | None = None
 
 
 class UnknownItemsWarning(UserWarning):
@@ -103,6 +110,7 @@ class Recommender:
         card: dict[str, Any] | None = None,
         id_type: Literal['str', 'int'] = 'str',
         filter_seen: bool = True,
+        head_names: Sequence[str] = (),
     ):
         """Joins a model with its catalogue; `export.load` and `stages` call this.
 
@@ -115,6 +123,8 @@ class Recommender:
           id_type: the type of ids in answers.
           filter_seen: whether items of a history are left out where a call does not say; False for
             data in which users come back to the same items.
+          head_names: the facet of each head, distinct, where each was trained for one (FAME+); none
+            otherwise, and the names are then 'head 1', 'head 2' and so on.
 
         Raises:
           ValueError: if id_type is 'int' and an id is not an integer.
@@ -126,6 +136,7 @@ class Recommender:
         self.count_V = np.asarray(count_V)
         self.id_type = id_type
         self.filter_seen = filter_seen
+        self.head_names = list(head_names)
         self._answer_ids: list[ItemId] = self.item_ids
         if id_type == 'int':
             self._answer_ids = ['', *map(int, self.item_ids[1:])]
@@ -176,7 +187,8 @@ class Recommender:
             for n in lists:
                 self._best(n, query_BQD, allowed_BX)
         for n in lists if self.num_items > 1 else ():
-            self.similar_items(self.item_ids[1], n)
+            for by in ('all', *self.facets[:1]):  # the heads share a program
+                self.similar_items(self.item_ids[1], n, by)
         if explain:
             from fame_jax.serving import explain as explaining
 
@@ -273,25 +285,43 @@ class Recommender:
         answers = list(self._recommend(histories, *options, stacklevel=4))
         return frames.make(frame, user, first_rows, answers, self.id_type, self._has_titles)
 
-    def similar_items(self, item: ItemId, k: int = 10) -> Recommendation:
+    def similar_items(self, item: ItemId, k: int = 10, by: str | int = 'all') -> Recommendation:
         """The k items whose vectors have the largest cosine with the item's, itself left out.
 
         Args:
           item: an item id.
           k: length of the list, at least 1.
+          by: 'all', the whole item vectors; or a head of FAME, by its number from 1 on or by its
+            name in `facets`, whose view of the items (x_v W_f^h, eq. 9) is compared.
 
         Raises:
-          ValueError: if the item is not in the catalogue, or k is less than 1.
+          ValueError: if the item is not in the catalogue, k is less than 1, or there is no such
+            head.
+        """
+        self._known([item], 'similar_items')
+        return next(self.similar_items_many([item], k, by))
+
+    def similar_items_many(
+        self, items: Iterable[ItemId], k: int = 10, by: str | int = 'all'
+    ) -> Iterator[Recommendation]:
+        """The items similar to each item, in their order; see `similar_items`.
+
+        An id that is not in the catalogue has an empty list, and is its `unknown`.
         """
         k, others = _positive(k), self.num_items - 1
-        (index,) = self._known([item], 'similar_items')
-        if not others:
-            return Recommendation([], [], [], '', COSINE)
-        rounded = topk.rounded_k(min(k, others), others)
-        found = topk.similar_items(rounded, self.model.item_VD, index, self.num_items)
-        item_K, cosine_K = (np.asarray(x)[:k] for x in found)
-        titles = self._titles_of(item_K)
-        return Recommendation(self.to_ids(item_K), cosine_K.tolist(), [], '', COSINE, titles)
+        facet_DK = self._facet(by)
+        return self._similar(items, k, others, facet_DK)
+
+    @property
+    def facets(self) -> list[str]:
+        """The values of `by` in `similar_items` besides 'all': the names of FAME's heads."""
+        if self.model.facet_HDK is None:
+            return []
+        return [self.head_name(h) for h in range(len(self.model.facet_HDK))]
+
+    def head_name(self, head: int) -> str:
+        """The name of a head, whose index is counted from 0: its facet, or 'head 1'."""
+        return self.head_names[head] if self.head_names else f'head {head + 1}'
 
     def query(self, history: Iterable[ItemId]) -> np.ndarray:
         """The query vectors of a history, float32 [Q, D]; Q is 1 for most models, FAME included.
@@ -330,12 +360,16 @@ class Recommender:
     def export(self, folder: str | Path) -> None:
         """Writes one folder from which `export.load` makes this recommender again.
 
+        A warning says why the folder has no model.onnx, if it has none.
+
         Raises:
           UserError: if it cannot be written, or holds something that is not an export.
         """
         from fame_jax.serving import export
 
-        export.save(self, folder)
+        missing = export.save(self, folder)
+        if missing:
+            warnings.warn(f'{folder}: {missing}', UserWarning, stacklevel=2)
 
     def with_string_ids(self) -> 'Recommender':
         """The same recommender, but its answers hold every id as a string."""
@@ -402,6 +436,49 @@ class Recommender:
         if not len(indices):
             raise ValueError(f'{method}: none of {some(unknown)} is in the catalogue')
         return indices
+
+    def _facet(self, by: str | int) -> Array | None:
+        """The projection of a head that `similar_items` names; None for whole item vectors."""
+        if by == 'all':
+            return None
+        if self.model.facet_HDK is None:
+            why = f'{self.card.get("model") or "this model"} has no heads'
+            if self.model.intermediates is not None:
+                why = 'the export is of an older version, without the projections of its heads'
+            raise ValueError(f"by={by!r}: {why}; use by='all'")
+        names = self.facets
+        is_number = isinstance(by, int | np.integer) and not isinstance(by, bool)
+        if is_number and 1 <= by <= len(names):
+            return self.model.facet_HDK[int(by) - 1]
+        if by in names:
+            return self.model.facet_HDK[names.index(by)]
+        raise ValueError(
+            f"by={by!r}: there is no such head; use 'all', a number from 1 to {len(names)}, or one "
+            f'of {", ".join(map(repr, names))}'
+        )
+
+    def _similar(
+        self, items: Iterable[ItemId], k: int, others: int, facet_DK: Array | None
+    ) -> Iterator[Recommendation]:
+        """Lists for batches of items, of 1 or of `batch_size`, so that two programs do."""
+        for chunk in _chunked(items, self.batch_size):
+            known = [self.to_indices([item]) for item in chunk]
+            index_B = np.array([found[0] if len(found) else 0 for found, _ in known], np.int32)
+            item_BK, cosine_BK = np.zeros((2, len(chunk), 0))
+            if others and index_B.any():
+                missing = (self.batch_size if len(chunk) > 1 else 1) - len(chunk)
+                rounded = topk.rounded_k(min(k, others), others)
+                index_B = np.pad(index_B, (0, missing))
+                arguments = self.model.item_VD, index_B, self.num_items, facet_DK
+                found = topk.similar_items(rounded, *arguments)
+                item_BK, cosine_BK = (np.asarray(x)[:, :k] for x in found)
+            for row, (found, unknown) in enumerate(known):
+                if not len(found):
+                    yield Recommendation([], [], unknown, '', COSINE)
+                    continue
+                item_K, cosine_K = item_BK[row].astype(int), cosine_BK[row].tolist()
+                titles = self._titles_of(item_K)
+                yield Recommendation(self.to_ids(item_K), cosine_K, [], '', COSINE, titles)
 
     def _check(
         self,
@@ -529,3 +606,10 @@ def _positive(k: int) -> int:
     if operator.index(k) < 1:
         raise ValueError(f'k={k}: a list has at least one item')
     return operator.index(k)
+
+
+def _chunked(items: Iterable[ItemId], size: int) -> Iterator[list[ItemId]]:
+    """Lists of up to so many items."""
+    items = iter(id_list(items))
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk

@@ -144,22 +144,28 @@ def score_all(combine: Callable[[Array], Array], query_BQD: Array, item_VD: Arra
 
 
 @partial(jax.jit, static_argnums=0)
-def similar_items(k: int, item_VD: Array, item: Array, num_items: Array) -> tuple[Array, Array]:
-    """The k items whose vectors have the largest cosine with one item's vector, itself left out.
+def similar_items(
+    k: int, item_VD: Array, item_B: Array, num_items: Array, facet_DK: Array | None = None
+) -> tuple[Array, Array]:
+    """The k items whose vectors have the largest cosine with that of each item, itself left out.
 
     Args:
-      k: K, at most V - 1.
+      k: at most V - 1.
       item_VD: item vectors, row 0 for the padding, rows past V fill up.
-      item: int, the item's index.
+      item_B: int, indices of items.
       num_items: V.
+      facet_DK: a head's projection W_f^h; the vectors are then the items' facet views x_v W_f^h
+        (eq. 9 of arXiv 2411.01457).
 
     Returns:
-      item_K, int32, and cosine_K, float32.
+      The indices, int32, and the cosines, float32, [B, k] each.
     """
     item_VD = item_VD.astype(jnp.float32)
+    if facet_DK is not None:
+        item_VD = jnp.einsum('VD,DK->VK', item_VD, facet_DK.astype(jnp.float32))
     item_VD /= jnp.maximum(jnp.linalg.norm(item_VD, axis=1, keepdims=True), 1e-12)
-    cosine_V = jnp.einsum('VD,D->V', item_VD, item_VD[item])
-    index_V = jnp.arange(len(item_VD))
-    other_V = (index_V > 0) & (index_V <= num_items) & (index_V != item)
-    cosine_K, item_K = jax.lax.top_k(jnp.where(other_V, cosine_V, -jnp.inf), k)
-    return item_K, cosine_K
+    cosine_BV = jnp.einsum('VD,BD->BV', item_VD, item_VD[item_B])
+    index_1V = jnp.arange(len(item_VD))[None]
+    other_BV = (index_1V > 0) & (index_1V <= num_items) & (index_1V != item_B[:, None])
+    cosine_BK, item_BK = jax.lax.top_k(jnp.where(other_BV, cosine_BV, -jnp.inf), k)
+    return item_BK, cosine_BK

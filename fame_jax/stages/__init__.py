@@ -2,9 +2,9 @@
 
 Read context.py first (what every stage takes), then settings.py (flags to settings), then the
 stages in their order: prepare, text, train (pretrain and finetune, with initialize.py), update
-(with updated_run.py and update_start.py), evaluate;
-those that use a trained run: recommend, explain, export, report, with open_recommender.py; and
-members.py and sweep.py, which run the stages for several seeds and settings.
+(with updated_run.py and update_start.py), evaluate; those that use a trained run: recommend,
+similar, explain, export, report, with open_recommender.py and head_names.py; and members.py and
+sweep.py, which run the stages for several seeds and settings.
 """
 
 from fame_jax.stages.context import RunContext, open_run
@@ -14,6 +14,7 @@ from fame_jax.stages.export import export
 from fame_jax.stages.prepare import prepare
 from fame_jax.stages.recommend import recommend
 from fame_jax.stages.report import report
+from fame_jax.stages.similar import similar
 from fame_jax.stages.sweep import run_command
 from fame_jax.stages.text import text
 from fame_jax.stages.train import finetune, pretrain
@@ -30,6 +31,7 @@ STAGES = {
     'update': update,
     'evaluate': evaluate,
     'recommend': recommend,
+    'similar': similar,
     'explain': explain,
     'export': export,
     'report': report,

@@ -22,6 +22,7 @@ from fame_jax.serving.recommender import ServedModel
 from fame_jax.stages import model_source
 from fame_jax.stages.context import SPLITS, TRAINED, RunContext
 from fame_jax.stages.graph_baseline import SHUFFLED, GraphBaseline, graph_baseline
+from fame_jax.stages.head_names import head_names
 from fame_jax.stages.open_recommender import serving_model
 from fame_jax.stages.top_lists import top_lists
 from fame_jax.text import item_init
@@ -59,6 +60,8 @@ def evaluate(context: RunContext) -> None:
         ranks |= of_stage
         results[stage] = {'model': context.label(stage), 'lists': of_lists}
         facets = _probe_facets(context, params) if 'facet_block' in params else {}
+        names = head_names(context, context.module(stage))
+        facets |= {'heads': names} if facets and names else {}
         results[stage] |= {'facets': facets} if facets else {}
     if not stages:
         raise context.untrained()

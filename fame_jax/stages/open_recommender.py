@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,6 +17,7 @@ from fame_jax.parallel.mesh import item_sharding
 from fame_jax.serving.recommender import DOT, SCALED_COSINE, Recommender, ServedModel
 from fame_jax.stages import model_source
 from fame_jax.stages.context import TRAINED, RunContext
+from fame_jax.stages.head_names import head_names
 from fame_jax.text import items as item_text
 
 Array = jax.Array
@@ -52,6 +54,7 @@ def open_recommender(context: RunContext, mesh: Mesh | None = None) -> Recommend
         _card(context, stage),
         data.card.get('id_kinds', {}).get('item', 'str'),
         context.selects_masked,
+        head_names(context, module),
     )
 
 
@@ -64,6 +67,7 @@ def serving_model(module: ItemModel, params: Tree, max_length: int) -> ServedMod
     def intermediates(params: Tree, *rows: Array) -> dict[str, Array]:
         return module.apply({'params': params}, *rows, method='intermediates')
 
+    facet = params.get('facet_block', {}).get('facet')
     item_vectors = jax.jit(
         lambda params: module.apply({'params': params}, method='item_vectors'),
         out_shardings=item_sharding(module.mesh),
@@ -77,6 +81,7 @@ def serving_model(module: ItemModel, params: Tree, max_length: int) -> ServedMod
         intermediates=intermediates if hasattr(module, 'intermediates') else None,
         mesh=module.mesh,
         score_kind=SCALED_COSINE if module.similarity == 'cosine' else DOT,
+        facet_HDK=facet.astype(jnp.float32) if facet is not None else None,
     )
 
 

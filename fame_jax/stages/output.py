@@ -6,7 +6,7 @@ from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.stages.context import RunContext
 
 # Stages that write to --out.
-WRITERS = ('recommend', 'explain', 'export', 'report')
+WRITERS = ('recommend', 'similar', 'explain', 'export', 'report')
 ENDINGS = ('.json', '.jsonl', '.parquet', '.html', '.csv', '.txt')
 
 

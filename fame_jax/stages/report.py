@@ -70,6 +70,8 @@ def _with_users(context: RunContext, run: collect.RunReport) -> collect.RunRepor
         with context.screen.waiting('report: explaining a few lists'):
             cases = explain_cases(recommender, context.data, target_S, rank_U, use)
     heads = groups.usage(use['share_UH'], use['router_UHN']) if use else None
+    for h, head in enumerate(heads['heads'] if heads else ()):
+        head['name'] = recommender.head_name(h)
     has_titles = any(recommender.titles)
     return dataclasses.replace(run, heads=heads, cases=cases, has_titles=has_titles)
 

@@ -117,10 +117,13 @@ def test_similar_items_and_queries_are_those_of_one_device():
     mesh, draw = mesh_lib.make_mesh(2, 4), np.random.default_rng(0)
     item_VD = draw.normal(size=(31, WIDTH)).astype(np.float32)
     one = ServedModel(query_of_row, highest, jnp.asarray(item_VD), jnp.asarray(item_VD), 4)
+    facet_HDK = jnp.asarray(draw.normal(size=(2, WIDTH, 3)), jnp.float32)
+    one = one._replace(facet_HDK=facet_HDK)
     shared = one._replace(item_VD=put_items(item_VD, mesh), mesh=mesh)
     ids = ['', *map(str, range(1, 31))]
     one, shared = (Recommender(model, ids, np.ones(31)) for model in (one, shared))
     assert shared.similar_items('30', 29).items == one.similar_items('30', 29).items
+    assert shared.similar_items('30', 29, 2).items == one.similar_items('30', 29, 2).items
     np.testing.assert_array_equal(shared.query(['3', '30']), one.query(['3', '30']))
 
 

@@ -1,22 +1,42 @@
 """An export answers as its run, loads without training code, and any change of it is refused."""
 
 import ast
+import importlib.util
 import json
 import shutil
 import subprocess
 
+import jax
 import numpy as np
 import pytest
 from fixtures import ROOT, run_python
-from run_fixtures import histories_of, make_recommender, recommender_of
+from run_fixtures import histories_of, last_item, make_fame, make_recommender, recommender_of
 
 from fame_jax.errors import UserError
 from fame_jax.models.registry import MODELS
-from fame_jax.serving import export
+from fame_jax.serving import export, onnx_model
 
 pytestmark = pytest.mark.filterwarnings('ignore::fame_jax.serving.recommender.UnknownItemsWarning')
-# FAME, and a model with several queries and their combination.
-QUICK = ('fame', 'msgifsr')
+# FAME and its backbone, a recurrent model, and one with several queries and their combination.
+QUICK = ('fame', 'sasrec', 'gru4rec', 'msgifsr')
+
+
+def best_by_onnx(folder, recommender, histories, k=20):
+    """The k best items and their scores of each history, by ONNX Runtime, as any service would."""
+    onnxruntime = pytest.importorskip('onnxruntime')
+    session = onnxruntime.InferenceSession(str(folder / 'model.onnx'))
+    width = session.get_inputs()[0].shape[1]
+    items_BL = np.zeros((len(histories), width), np.int32)
+    for row, history in enumerate(histories):
+        indices, _ = recommender.to_indices(history)
+        indices = indices[-width:]
+        items_BL[row, : len(indices)] = indices
+    (score_BV,) = session.run(None, {'items': items_BL})
+    (of_one,) = session.run(None, {'items': items_BL[:1]})
+    np.testing.assert_allclose(of_one, score_BV[:1], rtol=1e-4, atol=1e-5)
+    assert (score_BV[:, 0] == -np.inf).all()
+    order_BK = np.argsort(-score_BV, axis=1, kind='stable')[:, :k]
+    return order_BK, score_BV
 
 
 @pytest.mark.parametrize(
@@ -30,6 +50,14 @@ def test_an_export_answers_as_the_run_bit_for_bit(model, tiny_run, tmp_path):
     assert (loaded.titles, loaded.item_ids) == (ours.titles, ours.item_ids)
     histories = histories_of(run)
     assert list(loaded.recommend_many(histories, 7)) == list(ours.recommend_many(histories, 7))
+    if importlib.util.find_spec('onnx'):
+        # An item may stand before another of an equal score.
+        order_BK, score_BV = best_by_onnx(tmp_path / 'export', ours, histories)
+        answers = ours.recommend_many(histories, 20, filter_seen=False)
+        for order_K, score_V, answer in zip(order_BK, score_BV, answers):
+            np.testing.assert_allclose(score_V[order_K], answer.scores, rtol=1e-4, atol=1e-5)
+            indices, _ = ours.to_indices(answer.items)
+            np.testing.assert_allclose(score_V[indices], answer.scores, rtol=1e-4, atol=1e-5)
     query_QD = ours.query(histories[0])
     np.testing.assert_allclose(loaded.query(histories[0]), query_QD, rtol=1e-4, atol=1e-5)
     assert (loaded.model.intermediates is not None) == ('fame' in model)
@@ -38,6 +66,9 @@ def test_an_export_answers_as_the_run_bit_for_bit(model, tiny_run, tmp_path):
         (head, *_), (own_head, *_) = (explanation.heads for explanation in explanations)
         assert [e['item'] for e in head['top']] == [e['item'] for e in own_head['top']]
         np.testing.assert_allclose(explanations[0].carried, explanations[1].carried, rtol=1e-4)
+        similar = [each.similar_items(ours.item_ids[3], 5, 2) for each in (loaded, ours)]
+        assert similar[0] == similar[1] and loaded.facets == ours.facets == ['head 1', 'head 2']
+    assert (loaded.model.facet_HDK is not None) == ('fame' in model)
 
 
 @pytest.fixture(scope='module')
@@ -74,6 +105,93 @@ def test_an_export_of_version_0_1_is_read(copy):
     (copy / 'ids.json').write_text(json.dumps(ids))
     export.write_sums(copy)
     assert export.load(copy).recommend(['a'], 2).items
+
+
+def test_an_export_of_version_0_2_is_read_without_heads(tmp_path):
+    """It has no facets.npy, and its card names no heads."""
+    make_fame(head_names=['brand', 'genre']).export(tmp_path / 'e')
+    card = json.loads((tmp_path / 'e' / 'card.json').read_text())
+    assert card.pop('heads') == ['brand', 'genre'] and 'onnx' in card
+    (tmp_path / 'e' / 'card.json').write_text(json.dumps(card))
+    (tmp_path / 'e' / 'facets.npy').unlink()
+    (tmp_path / 'e' / 'model.onnx').unlink(missing_ok=True)
+    export.write_sums(tmp_path / 'e')
+    old = export.load(tmp_path / 'e')
+    assert old.similar_items('a', 3).items == make_fame().similar_items('a', 3).items
+    with pytest.raises(ValueError, match="by='brand': the export is of an older version"):
+        old.similar_items('a', 3, 'brand')
+    assert [head['name'] for head in old.explain(['a'], 2).heads] == ['head 1', 'head 2']
+    with pytest.warns(UserWarning, match=r'no model.onnx: the export .* has none'):
+        old.export(tmp_path / 'again')
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'heads': ['brand']},
+        {'heads': ['brand', 'brand']},
+        {'heads': ['all', 'brand']},
+        {'heads': [1, 2]},
+        {'heads': 'ab'},
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(change, tmp_path):
+    make_fame().export(tmp_path / 'e')
+    card = json.loads((tmp_path / 'e' / 'card.json').read_text())
+    (tmp_path / 'e' / 'card.json').write_text(json.dumps(card | change))
+    export.write_sums(tmp_path / 'e')
+    with pytest.raises(UserError, match='not an export'):
+        export.load(tmp_path / 'e')
+
+
+# model.onnx
+
+
+def test_items_may_stand_anywhere_in_a_row(tmp_path):
+    """Entries that are no index are skipped, and a row without items gets the popular ones."""
+    pytest.importorskip('onnx')
+    recommender, *_ = make_recommender()
+    recommender.export(tmp_path / 'e')
+    session = pytest.importorskip('onnxruntime').InferenceSession(str(tmp_path / 'e/model.onnx'))
+    rows = [[0, 0, 3, 5], [3, 5, 0, 0], [3, 0, 0, 5], [-1, 3, 99, 5], [0, 0, 0, 0]]
+    (score_BV,) = session.run(['scores'], {'items': np.array(rows, np.int32)})
+    for row in score_BV[1:4]:
+        np.testing.assert_array_equal(row, score_BV[0])
+    np.testing.assert_array_equal(score_BV[4, 1:], recommender.count_V[1:])
+    card = json.loads((tmp_path / 'e' / 'card.json').read_text())
+    assert card['onnx'] == {'opset': 18}
+
+
+def test_an_export_without_model_onnx_is_whole_and_says_why(tmp_path, monkeypatch):
+    """Where onnx is missing, an operation has no rule, or the scores would be others."""
+    pytest.importorskip('onnx')
+
+    def loop(params, *rows):
+        count = jax.lax.while_loop(lambda n: n < 3, lambda n: n + 1, rows[0].sum() * 0)
+        return last_item(params, *rows) * count
+
+    def missing(name):
+        return None if name == 'onnx' else find_spec(name)
+
+    find_spec = importlib.util.find_spec
+    cases = [
+        (loop, 'no rule for the operation while', lambda patch: None),
+        (last_item, r"pip install 'fame_jax\[onnx\]'", lambda patch: patch.setattr(
+            importlib.util, 'find_spec', missing
+        )),
+        (last_item, 'would differ by', lambda patch: patch.setattr(
+            onnx_model, 'TOLERANCE', {'float32': -1}
+        )),
+    ]  # fmt: skip
+    for number, (encode, words, change) in enumerate(cases):
+        folder = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            change(patch)
+            with pytest.warns(UserWarning, match=words):
+                make_recommender(encode)[0].export(folder)
+        assert 'model.onnx' not in names_of(folder)
+        assert json.loads((folder / 'card.json').read_text())['onnx'] is None
+        assert export.load(folder).recommend(['a'], 3).items
 
 
 def test_faiss_finds_the_same(exported):

@@ -5,7 +5,7 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from run_fixtures import COUNT_V, ITEM_IDS, NUM_ITEMS, make_recommender
+from run_fixtures import COUNT_V, ITEM_IDS, NUM_ITEMS, make_fame, make_recommender
 
 from fame_jax.evaluation.ranker import Ranker
 from fame_jax.models.registry import MODELS
@@ -238,6 +238,73 @@ def test_similar_items_are_those_of_the_largest_cosine(k):
         np.testing.assert_allclose(answer.scores, [-c for c, _ in order], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="'who'"):
         recommender.similar_items('who')
+
+
+def cosine_order(view_VK, item, k):
+    """Ids and cosines of the items similar to one, by a loop."""
+    cosines = []
+    for v in range(1, len(view_VK)):
+        norms = np.linalg.norm(view_VK[item]) * np.linalg.norm(view_VK[v])
+        cosines.append((-float(view_VK[item] @ view_VK[v]) / norms, v))
+    order = sorted(entry for entry in cosines if entry[1] != item)[:k]
+    return [ITEM_IDS[v] for _, v in order], [-cosine for cosine, _ in order]
+
+
+def test_similar_items_by_a_head_are_those_of_its_view():
+    recommender = make_fame(head_names=['brand', 'genre'])
+    item_VD = np.asarray(recommender.model.item_VD)
+    lists = set()
+    for item in (1, 5, NUM_ITEMS):
+        for h, names in ((0, (1, 'brand', np.int64(1))), (1, (2, 'genre'))):
+            expected = cosine_order(item_VD[:, 2 * h : 2 * h + 2], item, 5)
+            for by in names:
+                answer = recommender.similar_items(ITEM_IDS[item], 5, by)
+                assert answer.items == expected[0] and answer.score_kind == 'cosine'
+                np.testing.assert_allclose(answer.scores, expected[1], rtol=1e-4, atol=1e-6)
+            lists.add(tuple(expected[0]))
+        by_all = cosine_order(item_VD, item, 5)[0]
+        assert recommender.similar_items(ITEM_IDS[item], 5).items == by_all
+        lists.add(tuple(by_all))
+    assert len(lists) == 9  # no two ways give one list
+
+
+def test_many_similar_items_are_those_of_each(monkeypatch):
+    recommender = make_fame()
+    monkeypatch.setattr(recommender_lib, 'MAX_BATCH', 5)
+    items = [*ITEM_IDS[1:], 'who', 'a']
+    for by in ('all', 2):
+        answers = list(recommender.similar_items_many(iter(items), 3, by))
+        for item, answer in zip(items, answers, strict=True):
+            if item == 'who':
+                assert answer == Recommendation([], [], ['who'], '', 'cosine')
+                continue
+            alone = recommender.similar_items(item, 3, by)
+            assert answer.items == alone.items
+            np.testing.assert_allclose(answer.scores, alone.scores, rtol=1e-5, atol=1e-6)
+    assert list(recommender.similar_items_many([])) == []
+    with pytest.raises(TypeError, match='alone'):
+        list(recommender.similar_items_many('abc'))
+
+
+def test_a_head_that_does_not_exist_is_refused_in_one_line():
+    fame = make_fame(head_names=['brand', 'genre'])
+    old = Recommender(fame.model._replace(facet_HDK=None), ITEM_IDS, COUNT_V)
+    assert (fame.facets, old.facets, make_fame().facets) == (
+        ['brand', 'genre'],
+        [],
+        ['head 1', 'head 2'],
+    )
+    for recommender, wrong, words in (
+        (fame, 0, "a number from 1 to 2, or one of 'brand', 'genre'"),
+        (fame, 3, 'there is no such head'),
+        (fame, True, 'there is no such head'),
+        (fame, 'head 1', 'there is no such head'),
+        (old, 1, 'the export is of an older version'),
+        (make_recommender()[0], 1, "this model has no heads; use by='all'"),
+    ):
+        with pytest.raises(ValueError, match=words) as refusal:
+            recommender.similar_items('a', 3, wrong)
+        assert '\n' not in str(refusal.value)
 
 
 @pytest.mark.parametrize('two', [False, True])

@@ -11,7 +11,7 @@ import pytest
 from fame_jax.api import load
 from fame_jax.main import main
 
-USERS = ('recommend', 'explain', 'export', 'report')
+USERS = ('recommend', 'similar', 'explain', 'export', 'report')
 
 
 @contextlib.contextmanager

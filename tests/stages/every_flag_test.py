@@ -172,6 +172,7 @@ ELSEWHERE = {
     'backbone': 'test_another_runs_best_backbone_is_grown',
     'histories': 'test_histories_of_a_file_keep_their_order',
     'top_k': 'test_every_user_of_the_data_set',
+    'similar_items': 'test_some_items_are_chosen',
     'filter_seen': 'test_without_a_filter_the_items_of_the_history_are_recommended_too',
     'allow_items': 'test_allowed_and_denied_items',
     'deny_items': 'test_allowed_and_denied_items',

@@ -68,7 +68,9 @@ def test_stages_that_make_a_run(stage, tmp_path, capsys):
     assert main([*argv, f'--stages={stage}']) == 0
 
 
-@pytest.mark.parametrize('stage', ['evaluate', 'recommend', 'explain', 'export', 'report'])
+@pytest.mark.parametrize(
+    'stage', ['evaluate', 'recommend', 'similar', 'explain', 'export', 'report']
+)
 def test_stages_that_use_a_run(stage, trained, tmp_path, capsys):
     run = shutil.copytree(trained, tmp_path / 'run')
     before = snapshot(run)

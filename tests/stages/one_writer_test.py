@@ -20,7 +20,7 @@ from fame_jax.serving.recommender import Recommender
 TINY = ['--progress=none', '--width=8', '--max_length=10', '--row_length=16']
 TINY += ['--synthetic=users=50,items=40']
 WRITERS = ['prepare', 'pretrain', 'finetune', 'evaluate']
-USERS = ['recommend', 'explain', 'export', 'report']
+USERS = ['recommend', 'similar', 'explain', 'export', 'report']
 
 
 def snapshot(folder):

@@ -148,7 +148,8 @@ def test_flags_of_a_killed_prepare_do_not_filter_another_data_set(log, tmp_path)
     assert (values['k_core'], values['min_rating']) == (5, 0)
 
 
-USES = ['text', 'pretrain', 'finetune', 'evaluate', 'recommend', 'explain', 'export', 'report']
+USES = ['text', 'pretrain', 'finetune', 'evaluate']
+USES += ['recommend', 'similar', 'explain', 'export', 'report']
 
 
 @pytest.mark.parametrize('stage', USES)

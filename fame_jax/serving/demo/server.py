@@ -2,9 +2,9 @@
 
     fame_jax_demo --export=FOLDER [--port=8000] [--host=127.0.0.1]
 
-(or python -m fame_jax.serving.demo.server). The server answers four routes: GET / (the page),
-GET /items?q=WORDS&limit=20, GET /card, and POST /explain with {"items": [ids], "k": 10,
-"filter_seen": true}. After its start it reads no file.
+(or python -m fame_jax.serving.demo.server). The server answers five routes: GET / (the page),
+GET /items?q=WORDS&limit=20, GET /similar?item=ID&limit=10, GET /card, and POST /explain with
+{"items": [ids], "k": 10, "filter_seen": true}. After its start it reads no file.
 
 There is no password. The server therefore listens to this machine alone by default, and refuses
 requests that another web page or another host name sends to it.
@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qs
 
 from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.serving import answers
 from fame_jax.serving.demo.search import Search
 from fame_jax.serving.export import load
 from fame_jax.serving.recommender import Recommender
@@ -36,7 +37,7 @@ MAX_BODY = 64 * 1024
 MAX_HISTORY = 1000
 MAX_LIST = 100
 
-ROUTES = {'/': 'GET', '/items': 'GET', '/card': 'GET', '/explain': 'POST'}
+ROUTES = {'/': 'GET', '/items': 'GET', '/similar': 'GET', '/card': 'GET', '/explain': 'POST'}
 HEADERS = {
     'Cache-Control': 'no-store',
     'Cross-Origin-Resource-Policy': 'same-origin',
@@ -66,6 +67,26 @@ class Demo:
     ) -> dict[str, Any]:
         """`Recommender.explain` for any thread; a request waits only for programs of its own."""
         return self.recommender.explain(items, k, filter_seen=filter_seen).to_dict()
+
+    def similar(self, item: str, k: int) -> dict[str, Any]:
+        """The item, and lists of similar ones: by all, and by each of FAME's heads.
+
+        Returns:
+          {item: {item, title}, lists: [{by, items: [{item, title, score}]}]}.
+
+        Raises:
+          Refused: if the item is not in the catalogue.
+        """
+        indices, unknown = self.recommender.to_indices([item])
+        if unknown:
+            raise Refused(HTTPStatus.NOT_FOUND, 'the item is not in the catalogue')
+        lists = []
+        for each in answers.similar(self.recommender, self.recommender.to_ids(indices), k):
+            found = each.found
+            columns = found.items, found.titles or [''] * len(found.items), found.scores
+            entries = [dict(zip(('item', 'title', 'score'), row)) for row in zip(*columns)]
+            lists.append({'by': each.by, 'items': entries})
+        return {'item': {'item': each.item, 'title': each.title}, 'lists': lists}
 
     def warm_up(self) -> None:
         """Compiles the programs of all requests, before the first click."""
@@ -178,7 +199,9 @@ class Handler(BaseHTTPRequestHandler):
         if path == '/':
             return 'text/html', demo.page
         if path == '/items':
-            value = demo.search.find(*parse_search(query))
+            value = demo.search.find(*parse_query(query, 'q'))
+        elif path == '/similar':
+            value = demo.similar(*parse_query(query, 'item'))
         elif path == '/card':
             value = demo.card()
         else:
@@ -219,8 +242,8 @@ class Handler(BaseHTTPRequestHandler):
         """Requests are not logged."""
 
 
-def parse_search(query: str) -> tuple[str, int]:
-    """The words and the limit of /items?q=...&limit=..."""
+def parse_query(query: str, name: str) -> tuple[str, int]:
+    """A text and the limit of a query: ...?NAME=...&limit=..."""
     try:
         fields = parse_qs(query, max_num_fields=10, errors='replace')
     except ValueError as error:
@@ -228,7 +251,7 @@ def parse_search(query: str) -> tuple[str, int]:
     limit = fields.get('limit', ['20'])[-1]
     if not re.fullmatch('[0-9]{1,3}', limit) or not 1 <= int(limit) <= MAX_LIST:
         raise Refused(HTTPStatus.BAD_REQUEST, f'limit is a number from 1 to {MAX_LIST}')
-    return fields.get('q', [''])[-1], int(limit)
+    return fields.get(name, [''])[-1], int(limit)
 
 
 def parse_explain(body: bytes) -> dict[str, Any]:

@@ -1,0 +1,147 @@
+"""The stage similar, through the command line, and the names of heads."""
+
+import json
+import types
+
+import numpy as np
+import polars as pl
+import pytest
+
+from fame_jax.api import load
+from fame_jax.data.dataset import Dataset
+from fame_jax.main import main
+from fame_jax.serving import export
+from fame_jax.stages.head_names import distinct, head_names
+
+PLUS = [
+    *('--progress=none', '--width=8', '--num_blocks=1', '--num_experts=2', '--max_length=10'),
+    *('--row_length=16', '--pretrain_epochs=1', '--finetune_epochs=1', '--item_init=text'),
+    *('--text_options=epochs=2', '--synthetic=users=60,items=40,facets=2'),
+]
+
+
+def use(folder, stage, *more):
+    return main(['--progress=none', f'--workdir={folder}', f'--stages={stage}', *more])
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+
+
+def test_every_item_by_all_and_by_each_head(trained, tmp_path):
+    for ending in ('jsonl', 'csv', 'parquet'):
+        assert use(trained, 'similar', f'--out={tmp_path}/s.{ending}', '--top_k=3') == 0
+    found, recommender = lines(tmp_path / 's.jsonl'), load(trained)
+    assert recommender.facets == ['head 1', 'head 2']
+    ids = Dataset.load(trained / 'dataset').item_ids
+    ways = ['all', 'head 1', 'head 2']
+    assert [(line['item'], line['by']) for line in found] == [
+        (i, by) for i in ids[1:] for by in ways
+    ]
+    for line in found[:30]:
+        expected = recommender.similar_items(line['item'], 3, line['by'])
+        assert line['items'] == expected.items and line['score_kind'] == 'cosine'
+        np.testing.assert_allclose(line['scores'], expected.scores, rtol=1e-5)
+    assert any(a['items'] != b['items'] for a, b in zip(found[0::3], found[1::3]))
+    csv = pl.read_csv(tmp_path / 's.csv', schema_overrides={'title': pl.String})
+    parquet = pl.read_parquet(tmp_path / 's.parquet')
+    rows = [
+        (line['item'], line['by'], rank, similar)
+        for line in found
+        for rank, similar in enumerate(line['items'], 1)
+    ]
+    for table in (csv, parquet):
+        assert table.columns == ['item', 'by', 'rank', 'similar', 'title', 'score']
+        assert table.select('item', 'by', 'rank', 'similar').rows() == rows
+
+
+def test_some_items_are_chosen(trained, tmp_path):
+    chosen = ['item-7', 'item-3']
+    flags = [f'--similar_items={",".join(chosen)}', f'--out={tmp_path}/s.jsonl']
+    (tmp_path / 'titles.csv').write_text('item_id,title\nitem-7,Seven\nitem-3,Three\n')
+    assert use(trained, 'similar', *flags, f'--items={tmp_path}/titles.csv', '--top_k=99') == 0
+    found = lines(tmp_path / 's.jsonl')
+    assert [line['item'] for line in found] == ['item-7'] * 3 + ['item-3'] * 3
+    assert {line['title'] for line in found[:3]} == {'Seven'}
+    assert all(len(line['items']) == 39 and line['item'] not in line['items'] for line in found)
+    assert found[0]['titles'][found[0]['items'].index('item-3')] == 'Three'
+
+
+def test_mistakes_are_one_line(trained, tmp_path, capsys):
+    for flags, words in (
+        (['--similar_items=item-1,who?'], "--similar_items: ['who?'] not in the catalogue"),
+        (['--histories=x.jsonl'], '--histories has no effect on the stage similar'),
+        (['--nofilter_seen'], '--filter_seen has no effect'),
+        ([f'--out={tmp_path}/s.txt'], 's.txt: lists are written to .jsonl'),
+    ):
+        capsys.readouterr()
+        assert use(trained, 'similar', *flags) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+# Names of heads
+
+
+@pytest.fixture(scope='module')
+def plus(tmp_path_factory):
+    """A run of FAME+ whose heads were trained for a facet each."""
+    folder = tmp_path_factory.mktemp('plus') / 'run'
+    stages = '--stages=prepare,text,pretrain,finetune,evaluate,report,export'
+    assert main([*PLUS, stages, f'--workdir={folder}']) == 0
+    return folder
+
+
+def test_heads_of_fame_plus_carry_their_facets_everywhere(plus, tmp_path):
+    names = ['facet_1', 'facet_2']
+    run, exported = load(plus), export.load(plus / 'export')
+    for recommender in (run, exported):
+        assert recommender.facets == names
+        explanation = recommender.explain(['item-1', 'item-2'], 3)
+        assert [head['name'] for head in explanation.heads] == names
+        by_name = recommender.similar_items('item-1', 5, 'facet_2')
+        assert by_name == recommender.similar_items('item-1', 5, 2)
+    assert run.similar_items('item-1', 5, 2) == exported.similar_items('item-1', 5, 2)
+    assert use(plus, 'similar', f'--out={tmp_path}/s.jsonl', '--similar_items=item-1') == 0
+    assert [line['by'] for line in lines(tmp_path / 's.jsonl')] == ['all', *names]
+    page = (plus / 'report.html').read_text()
+    assert 'facet_1: ' in page and '>head 1<' not in page
+    results = json.loads((plus / 'results.json').read_text())['results']
+    assert results['finetune']['facets']['heads'] == names
+
+
+@pytest.mark.parametrize(
+    ('change', 'named'),
+    [
+        ({}, True),
+        ({'item_init': 'random'}, False),
+        ({'shuffled': 'true'}, False),
+        ({'facet_init': 'random'}, False),
+        ({'num_heads': 3}, False),
+        ({'facet_init': None}, False),  # a model without heads
+    ],
+)
+def test_heads_are_named_only_where_each_was_trained_for_a_facet(change, named, tmp_path):
+    (tmp_path / 'text').mkdir()
+    (tmp_path / 'text' / 'text.json').write_text(json.dumps({'heads': ['brand', 'genre']}))
+    values = {'item_init': 'text', 'shuffled': 'false', 'facet_init': 'slices', 'num_heads': 2}
+    values |= change
+    text = types.SimpleNamespace(
+        item_init=values['item_init'], options={'shuffled_labels': values['shuffled']}
+    )
+    module = types.SimpleNamespace(num_heads=values['num_heads'])
+    if values['facet_init']:
+        module.facet_init = values['facet_init']
+    for source, folder in (('pretrain', tmp_path), (str(tmp_path), tmp_path / 'other')):
+        training = types.SimpleNamespace(backbone=source)
+        config = types.SimpleNamespace(text=text, training=training)
+        context = types.SimpleNamespace(config=config, folder=folder)
+        assert head_names(context, module) == (['brand', 'genre'] if named else [])
+
+
+def test_names_that_could_mean_another_head_have_its_number():
+    assert distinct(['brand', 'instance', 'instance']) == [
+        *('brand', 'instance (head 2)', 'instance (head 3)')
+    ]
+    assert distinct(['all', 'head 1']) == ['all (head 1)', 'head 1 (head 2)']
