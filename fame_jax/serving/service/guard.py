@@ -87,7 +87,11 @@ class Guard:
     def _check(self, headers: Headers, route: str) -> None:
         """Refuses requests of other web pages, under other names, and without the token."""
         hosts = headers.getlist('host')
-        name = re.fullmatch(r'(\[[0-9a-f:]+\]|[^:\s]+)(:\d{1,5})?', hosts[0].lower()) if hosts else None
+        name = (
+            re.fullmatch(r'(\[[0-9a-f:]+\]|[^:\s]+)(:\d{1,5})?', hosts[0].lower())
+            if hosts
+            else None
+        )
         if len(hosts) != 1 or not name:
             raise Refused(400, 'bad_host', 'a request has one Host header')
         if self._own_hosts is not None and name[1] not in self._own_hosts:
