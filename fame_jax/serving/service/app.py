@@ -25,8 +25,9 @@ from fame_jax.serving.service.guard import Guard, refuse
 from fame_jax.serving.service.metrics import Metrics
 from fame_jax.serving.service.versions import Version, Versions
 
-# Bodies from this size on are read in another thread, so that no other answer waits for them.
-LARGE_BODY = 32 * 1024
+# Bodies of more bytes and answers of more items are read and written in another thread, so that no
+# other answer waits for them.
+LARGE_BODY, LARGE_ANSWER = 32 * 1024, 2000
 # Threads for similar items, explanations and large bodies, and how many of these may wait.
 SIDE_THREADS, SIDE_WAITING = 2, 64
 # A body that is too long is read on up to this size before the refusal, since a client that still
@@ -100,46 +101,52 @@ class Service:
     async def recommend(self, request: Request) -> Response:
         """POST /recommend."""
         version = self.versions.current
-        body = await self.read_body(request)
 
-        def prepare() -> tuple[list[HistoryRequest], list[ItemId]]:
+        def prepare(body: bytes) -> tuple[list[HistoryRequest], list[ItemId]]:
             return to_histories(version, bodies.read_recommend(body, self.limits))
 
         async def answer() -> Response:
+            body = await self.read_body(request)
             if len(body) < LARGE_BODY:
-                histories, unknown = prepare()
+                histories, unknown = prepare(body)
             else:
-                histories, unknown = await self._aside(prepare)
+                histories, unknown = await self._aside(lambda: prepare(body))
             answers = await self.batcher.answer(version.recommender, histories)
-            value = {'version': version.name, 'digest': version.digest}
+            value: dict[str, Any] = {'version': version.name, 'digest': version.digest}
             if unknown:
                 value['unknown_filters'] = unknown
-            return to_json(value | {'recommendations': [to_dict(one) for one in answers]})
+            value['recommendations'] = [to_dict(one) for one in answers]
+            if sum(len(one.items) for one in answers) < LARGE_ANSWER:
+                return to_json(value)
+            return await self._aside(lambda: to_json(value))
 
-        return await self._in_time(answer())
+        return await self._in_time(request, answer())
 
     async def similar(self, request: Request) -> Response:
         """POST /similar."""
         version = self.versions.current
-        item, k, by = bodies.read_similar(await self.read_body(request), self.limits)
         recommender = version.recommender
-        if not len(recommender.to_indices([item])[0]):
-            raise Refused(422, 'unknown_item', f'item: {item!r} is not in the catalogue')
-        options = {}
-        if by is not None:
-            if 'by' not in inspect.signature(recommender.similar_items).parameters:
-                raise invalid('by', 'this version of fame_jax compares items in one way only')
-            options['by'] = by
 
-        def find() -> Recommendation:
-            try:
-                return recommender.similar_items(item, k, **options)
-            except ValueError as error:  # of `by`: item and k were checked
-                raise invalid('by', str(error)) from error
+        async def answer() -> Response:
+            item, k, by = bodies.read_similar(await self.read_body(request), self.limits)
+            if not len(recommender.to_indices([item])[0]):
+                raise Refused(422, 'unknown_item', f'item: {item!r} is not in the catalogue')
+            options = {}
+            if by is not None:
+                if 'by' not in inspect.signature(recommender.similar_items).parameters:
+                    raise invalid('by', 'this version of fame_jax compares items in one way only')
+                options['by'] = by
 
-        answer = await self._in_time(self._aside(find))
-        value = {'version': version.name, 'digest': version.digest}
-        return to_json(value | {'recommendation': to_dict(answer)})
+            def find() -> Recommendation:
+                try:
+                    return recommender.similar_items(item, k, **options)
+                except ValueError as error:  # of `by`: item and k were checked
+                    raise invalid('by', str(error)) from error
+
+            value = {'version': version.name, 'digest': version.digest}
+            return to_json(value | {'recommendation': to_dict(await self._aside(find))})
+
+        return await self._in_time(request, answer())
 
     async def health(self, _: Request) -> Response:
         """GET /health."""
@@ -188,11 +195,9 @@ class Service:
 
     async def items(self, request: Request) -> Response:
         """GET /items, of the page."""
-        query = request.scope['query_string'].decode('latin-1')
-        arguments = demo.parse_search(query)
-        return to_json(
-            await self._in_time(self._aside(lambda: self._demo().search.find(*arguments)))
-        )
+        arguments = demo.parse_search(request.scope['query_string'].decode('latin-1'))
+        found = self._aside(lambda: self._demo().search.find(*arguments))
+        return to_json(await self._in_time(request, found))
 
     async def card(self, _: Request) -> Response:
         """GET /card, of the page."""
@@ -201,18 +206,21 @@ class Service:
     async def explain(self, request: Request) -> Response:
         """POST /explain, of the page."""
         shown = self._demo()
-        arguments = demo.parse_explain(await self.read_body(request))
-        limit = min(self.limits.k, demo.MAX_LIST)  # for which programs are compiled
-        if arguments.get('k', 1) > limit:
-            raise invalid('k', f'is a whole number from 1 to {limit}', limit=limit)
-        answer = await self._in_time(self._aside(lambda: shown.explain(**arguments)))
-        return to_json(answer)
+
+        async def answer() -> Response:
+            arguments = demo.parse_explain(await self.read_body(request))
+            limit = min(self.limits.k, demo.MAX_LIST)  # for which programs are compiled
+            if arguments.get('k', 1) > limit:
+                raise invalid('k', f'is a whole number from 1 to {limit}', limit=limit)
+            return to_json(await self._aside(lambda: shown.explain(**arguments)))
+
+        return await self._in_time(request, answer())
 
     async def read_body(self, request: Request) -> bytes:
         """The body of a request.
 
         Raises:
-          Refused: 415 if it is not JSON, 413 if it is too long, 408 if it comes too slowly.
+          Refused: 415 if it is not JSON, 413 if it is too long.
         """
         kind, _, charset = request.headers.get('content-type', '').lower().partition(';')
         charset = charset.strip().removeprefix('charset=').strip('"')
@@ -220,14 +228,6 @@ class Service:
             raise Refused(415, 'not_json', 'send the header "Content-Type: application/json"')
         if request.headers.get('content-encoding', 'identity').lower() != 'identity':
             raise Refused(415, 'encoded', 'a body is not compressed')
-        try:
-            async with asyncio.timeout(self.limits.seconds):
-                return await self._read(request)
-        except TimeoutError as error:
-            line = f'the body did not come within {self.limits.seconds:g} s'
-            raise Refused(408, 'slow_body', line) from error
-
-    async def _read(self, request: Request) -> bytes:
         limit = self.limits.body
         too_long = Refused(
             413, 'too_large', f'a body has at most {limit:,} bytes', {'limit': limit}
@@ -243,6 +243,7 @@ class Service:
                 break
         if size > limit:
             raise too_long
+        request.scope['fame_jax.has_body'] = True
         return b''.join(chunks)
 
     def _demo(self) -> demo.Demo:
@@ -265,12 +266,21 @@ class Service:
         finally:
             self._side_waiting -= 1
 
-    async def _in_time(self, answer: Awaitable[T]) -> T:
+    async def _in_time(self, request: Request, answer: Awaitable[T]) -> T:
+        """The answer to a request.
+
+        Raises:
+          Refused: 504 if it takes too long, 408 if the body of the request does.
+        """
+        seconds = self.limits.seconds
         try:
-            async with asyncio.timeout(self.limits.seconds):
+            async with asyncio.timeout(seconds):
                 return await answer
         except TimeoutError as error:
-            line = f'there was no answer within {self.limits.seconds:g} s; send it again later'
+            if request.method == 'POST' and 'fame_jax.has_body' not in request.scope:
+                line = f'the body did not come within {seconds:g} s'
+                raise Refused(408, 'slow_body', line) from error
+            line = f'there was no answer within {seconds:g} s; send it again later'
             raise Refused(504, 'timeout', line) from error
 
 

@@ -129,10 +129,12 @@ def listen(host: str, port: int) -> socket.socket:
     """
     doing, advice = f'listening at {host}, port {port}', 'choose others with --host and --port'
     with explain_os_errors(doing, advice):
-        (family, *_, address), *_ = socket.getaddrinfo(
+        (*kind, _, address), *_ = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol's number: asyncio sends small answers at once (TCP_NODELAY) only on such
+        # sockets, and otherwise each answer of two writes waits 40 ms for the client's kernel.
+        listener = socket.socket(*kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)
