@@ -150,10 +150,14 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
-def make_server(service: 'Service') -> Any:
+def make_server(service: 'Service', quiet_seconds: float = STOP_QUIET) -> Any:
     """A uvicorn.Server of the service; `run(sockets=[listener])` serves until it is stopped.
 
     To stop it from another thread, set `should_exit`.
+
+    Args:
+      service: the application.
+      quiet_seconds: of a stop, while open connections may still send.
     """
     import uvicorn
 
@@ -173,7 +177,7 @@ def make_server(service: 'Service') -> Any:
             # Connections stay open a little longer, and close after their next answer. Closing
             # them at once would lose requests that are on their way.
             service.is_stopping = True
-            await asyncio.sleep(STOP_QUIET)
+            await asyncio.sleep(quiet_seconds)
             await super().shutdown(sockets)
 
         @contextlib.contextmanager
