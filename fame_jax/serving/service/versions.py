@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fame_jax.errors import UserError
 from fame_jax.serving import export
 from fame_jax.serving.demo.server import Demo
-from fame_jax.serving.recommender import HistoryRequest, Recommender
+from fame_jax.serving.recommender import Recommender
 
 # Programs of versions that are gone stay in JAX's caches. Linux lets a process have 65,530
 # mappings, of which each program takes a few; before that the caches are cleared.
@@ -167,7 +168,7 @@ class Versions:
 
         Raises:
           UserError: if a file is missing or was changed, also while it was being read, or if a
-            score is not finite.
+            number of its model is not finite.
         """
         digest = read_digest(found.path)
         if same and same.digest == digest:
@@ -186,7 +187,7 @@ class Versions:
             jax.clear_caches()
         began = time.monotonic()
         recommender.warm_up(self._max_k, explain=self._has_demo)
-        check_scores(recommender, found.path)
+        check_numbers(recommender, found.path)
         demo = Demo(recommender) if self._has_demo else None
         all_V, _ = recommender.candidate_mask()
         self.loaded += 1
@@ -240,22 +241,24 @@ def read_digest(folder: Path) -> str:
     return hashlib.sha256(content).hexdigest()[:8]
 
 
-def check_scores(recommender: Recommender, path: Path) -> None:
-    """Recommends to a few histories of one item.
+def check_numbers(recommender: Recommender, path: Path) -> None:
+    """Checks the item vectors, and queries and scores of a few histories of one item.
 
     Raises:
-      UserError: if a score is not finite.
+      UserError: if a number is not finite. Its item would never be recommended, or always.
     """
-    all_V, _ = recommender.candidate_mask()
-    items = np.unique(np.linspace(1, recommender.num_items, 16).astype(np.int32))
-    histories = [HistoryRequest(items[i : i + 1], [], 1, False, all_V) for i in range(len(items))]
+    items = np.unique(np.linspace(1, recommender.num_items, 16).astype(int))
+    histories = [[recommender.item_ids[item]] for item in items]
+    is_finite = bool(jnp.isfinite(recommender.model.item_VD).all())
     try:
-        answers = recommender.recommend_each(histories)
-        if all(math.isfinite(score) for answer in answers for score in answer.scores):
-            return
+        for history in histories:
+            is_finite &= bool(np.isfinite(recommender.query(history)).all())
+            answer = recommender.recommend(history, 1, filter_seen=False)
+            is_finite &= all(map(math.isfinite, answer.scores))
     except FloatingPointError:
-        pass
-    raise UserError(f'{path}: its model gives scores that are not finite; train and export again')
+        is_finite = False
+    if not is_finite:
+        raise UserError(f'{path}: numbers of its model are not finite; train and export again')
 
 
 def count_mappings() -> int:
