@@ -31,10 +31,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def encode(body, path='/recommend', headers=''):
+def encode(body, path='/recommend'):
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = (
-        f'POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{headers}'
+        f'POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n'
         f'Content-Length: {len(body)}\r\n\r\n'
     )
     return head.encode() + body
@@ -343,7 +343,7 @@ async def stop_under_load(process, port):
                 return
 
     clients = [asyncio.create_task(client(n)) for n in range(40)]
-    while answered[0] < 60:
+    while answered[0] < 60 and not any(client.done() for client in clients):
         await asyncio.sleep(0.01)
     idle_reader, _ = await asyncio.open_connection('127.0.0.1', port)
     began = time.monotonic()
