@@ -10,4 +10,5 @@ Read in this order:
   histories.py     a file of histories (JSON lines)
   answers.py       a file of recommendations (JSON lines or Parquet)
   demo/            a web page on this machine
+  service/         an HTTP server of recommendations
 """

@@ -52,8 +52,8 @@ def test_recommend_is_that_of_the_recommender(server, recommender):
         (['i3', 'i5'], {'k': 3, 'filter_seen': False}),
         (['i3'] * 10, {'k': 20, 'deny': ['i1', 'i2']}),
         ([' i3 '], {'allow': ['i7', 'i8', 'i3'], 'deny': None}),
-        (['nobody', 7, 7.0, 'i4'], {'k': 1}),
-        (['nobody'], {'k': 2, 'deny': ['i9']}),
+        (['unknown', 7, 7.0, 'i4'], {'k': 1}),
+        (['unknown'], {'k': 2, 'deny': ['i9']}),
         ([], {'filter_seen': None}),
     ):
         answer = server.post('/recommend', {'history': history, **options})
@@ -273,7 +273,7 @@ def wait_for(condition):
         if condition():
             return
         threading.Event().wait(0.01)
-    raise AssertionError('the condition never held')
+    raise AssertionError('the condition did not come true')
 
 
 # Who may ask

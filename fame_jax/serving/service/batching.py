@@ -103,7 +103,7 @@ class Batcher:
     def _take(self) -> list[Part]:
         """The histories of the next batch, all of one version, from the oldest jobs on.
 
-        Every job gets an equal share, so that one of many histories does not hold up others.
+        Every job gets an equal share, so that one of many histories does not delay others.
         """
         # Nothing is computed for clients that are gone or whose time is over.
         self._jobs = deque(job for job in self._jobs if not job.future.done())
@@ -112,13 +112,16 @@ class Batcher:
             return []
         recommender = self._jobs[0].recommender
         same = [job for job in self._jobs if job.recommender is recommender]
-        room = batch_rows(recommender, sum(len(job.histories) - job.taken for job in same))
+        places = batch_rows(recommender, sum(len(job.histories) - job.taken for job in same))
         starts = {job: job.taken for job in same}
-        for share in (max(1, room // len(same)), room):  # then the rest of the room, to the oldest
+        for share in (
+            max(1, places // len(same)),
+            places,
+        ):  # then the rest of the places, to the oldest
             for job in same:
-                count = min(share, room, len(job.histories) - job.taken)
+                count = min(share, places, len(job.histories) - job.taken)
                 job.taken += count
-                room -= count
+                places -= count
         parts = [
             (job, job.histories[start : job.taken])
             for job, start in starts.items()
