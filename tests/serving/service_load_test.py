@@ -350,6 +350,25 @@ async def stop_under_load(process, port):
     return began
 
 
+def test_a_stop_does_not_wait_for_an_answer_that_takes_too_long(folder, monkeypatch):
+    monkeypatch.setattr(command, 'STOP_ANSWERS', 0.2)
+    release, answers = threading.Event(), []
+    with serving(folder) as server:
+        server.service.versions.current.recommender.recommend_each = lambda _: release.wait(20)
+
+        def send():
+            answers.append(server.send('/recommend', 'POST', '{"history": ["i1"]}'))
+            release.set()
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        wait_for(lambda: server.service.metrics.in_flight == 1)
+    thread.join()
+    status, headers, content = answers[0]
+    assert (status, content['error']['code']) == (503, 'stopping')
+    assert headers['Connection'] == 'close' and headers['Retry-After'] == '1'
+
+
 def test_while_it_stops_health_says_so(folder):
     with serving(folder) as server:
         assert server.send('/health')[0] == 200

@@ -93,10 +93,10 @@ class Service:
             starlette, set(routes), self.metrics, token, own_hosts, lambda: self.is_stopping
         )
 
-    def close(self) -> None:
-        """Ends the threads."""
-        self.batcher.close()
+    def close(self, seconds: float | None = None) -> bool:
+        """Ends the threads; returns whether the device's has ended within so many seconds."""
         self._side.shutdown(wait=False, cancel_futures=True)
+        return self.batcher.close(seconds)
 
     async def recommend(self, request: Request) -> Response:
         """POST /recommend."""

@@ -82,12 +82,17 @@ class Batcher:
             self._changed.notify()
         return await job.future
 
-    def close(self) -> None:
-        """Ends the thread after the batch that it computes."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Ends the thread after the batch that it computes.
+
+        Returns:
+          Whether it has ended within so many seconds.
+        """
         with self._changed:
             self._is_closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:
@@ -114,10 +119,8 @@ class Batcher:
         same = [job for job in self._jobs if job.recommender is recommender]
         places = batch_rows(recommender, sum(len(job.histories) - job.taken for job in same))
         starts = {job: job.taken for job in same}
-        for share in (
-            max(1, places // len(same)),
-            places,
-        ):  # then the rest of the places, to the oldest
+        equal = max(1, places // len(same))
+        for share in (equal, places):  # and then what is left, to the oldest
             for job in same:
                 count = min(share, places, len(job.histories) - job.taken)
                 job.taken += count
@@ -129,9 +132,9 @@ class Batcher:
         ]
         self.waiting -= sum(len(histories) for _, histories in parts)
         # Jobs that had their share go behind the others.
-        taken = {job for job, _ in parts}
-        unfinished = [job for job in taken if job.taken < len(job.histories)]
-        self._jobs = deque([*(job for job in self._jobs if job not in taken), *unfinished])
+        taken = [job for job, _ in parts]
+        others = [job for job in self._jobs if job not in set(taken)]
+        self._jobs = deque(others + [job for job in taken if job.taken < len(job.histories)])
         return parts
 
     def _compute(self, parts: list[Part]) -> None:

@@ -257,12 +257,12 @@ def run(argv: Sequence[str]) -> None:
         print(f'ready: {url}', flush=True)
         server.run(sockets=[listener])
         stopped.set()
-        service.close()
-        say('stopped')
+        has_ended = service.close(seconds=0.3)
         if watcher.is_alive():
             watcher.join(0.2)
-        if watcher.is_alive():
-            # It loads or compiles a version, which takes longer than a stop may.
+        say('stopped')
+        if watcher.is_alive() or not has_ended:
+            # A stop waits neither for a version that compiles nor for clients that are gone.
             sys.stdout.flush()
             os._exit(0)
 

@@ -1,5 +1,6 @@
 """What every request passes and every answer gets: sender, token, headers, count and duration."""
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -53,10 +54,11 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         route = scope['path'] if scope['path'] in self._routes else 'other'
-        status, began = 500, time.perf_counter()
+        status, began, has_answer = 500, time.perf_counter(), False
 
         async def send_more(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_answer
+            has_answer = True
             if message['type'] == 'http.response.start':
                 status = message['status']
                 message['headers'] = self._headers(message, scope)
@@ -70,6 +72,10 @@ class Guard:
                 await refuse(refused)(scope, receive, send_more)
             else:
                 await self._app(scope, receive, send_more)
+        except asyncio.CancelledError:  # a stop whose time is over
+            if not has_answer:
+                line = 'the server stopped before it had an answer'
+                await refuse(Refused(503, 'stopping', line))(scope, receive, send_more)
         finally:
             self._metrics.in_flight -= 1
             self._metrics.count_request(route, status, time.perf_counter() - began)
