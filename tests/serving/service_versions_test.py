@@ -1,10 +1,12 @@
 """Which export of a folder is served, and how a newer one replaces it."""
 
+import gc
 import json
 import os
 import shutil
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -174,6 +176,21 @@ def test_a_model_without_finite_scores_is_not_served(made, tmp_path):
         assert not scan_twice(of)
         assert 'not finite' in said[-1]
     assert of.current.name == 'v1'
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='needs Linux')
+def test_a_former_version_and_its_programs_are_freed(made, tmp_path):
+    put(made, 'a', tmp_path / 'v1', at=100)
+    of = open_versions(tmp_path)
+    counts, gone = [], []
+    for number in range(4):
+        gone.append(weakref.ref(of.current.recommender))
+        put(made, 'ba'[number % 2], tmp_path / f'v{2 + number}', at=200 + number)
+        assert scan_twice(of)
+        gc.collect()
+        counts.append(versions.count_mappings())
+    assert [reference() for reference in gone] == [None] * 4
+    assert max(counts[1:]) <= counts[0] + 20
 
 
 def test_compiled_programs_of_former_versions_are_dropped_before_they_are_too_many(

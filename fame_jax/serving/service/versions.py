@@ -25,8 +25,9 @@ from fame_jax.serving import export
 from fame_jax.serving.demo.server import Demo
 from fame_jax.serving.recommender import Recommender
 
-# Programs of versions that are gone stay in JAX's caches. Linux lets a process have 65,530
-# mappings, of which each program takes a few; before that the caches are cleared.
+# Some programs of versions that are gone stay in JAX's caches: those of other numbers of items.
+# Linux lets a process have 65,530 mappings, of which a program takes dozens; before that the caches
+# are cleared.
 MAX_MAPPINGS = 30_000
 
 
