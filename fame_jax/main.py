@@ -1,6 +1,7 @@
 """The command line: flags to settings, then each stage in order."""
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -8,6 +9,9 @@ import fame_jax
 from fame_jax.config import Devices, flags
 from fame_jax.errors import UserError
 from fame_jax.screen import Screen
+
+# Commands next to the stages of a run: name -> module with main(argv), the exit code.
+COMMANDS = {'compare': 'fame_jax.report.compare'}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
       The exit code: 0; 2 for a user's mistake, which is one line on stderr; 130 after Ctrl-C;
       128 + n after signal n.
     """
+    if argv and argv[0] in COMMANDS:
+        return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
     if any(argument in ('-h', '--help', '--helpfull') for argument in argv):
         print(flags.help_text())
         return 0
