@@ -43,7 +43,7 @@ def page(comparison: Comparison) -> str:
             sections[f'{name}-{n}'] = (prefix + heading, body)
     for n, sweep in enumerate(comparison.sweeps):
         sections[f'sweep-{n}'] = (
-            f'The sweep {text(sweep.folder.resolve().name)}',
+            f'Sweep {text(sweep.folder)}',
             _sweep(sweep, n),
         )
     return html.document(_title(comparison), _summary(comparison), sections, GENERATOR)
@@ -223,7 +223,7 @@ def _settings(section: Section) -> str:
         return ''
     if not section.settings:
         return '<p>No flag that binds a run differs.</p>'
-    rows = [[f'--{text(name)}', *map(text, values)] for name, values in section.settings]
+    rows = [[text(f'--{name}'), *map(text, values)] for name, values in section.settings]
     head = ['', *(text(run.name, 60) for run in section.runs)]
     return table(head, rows, names=len(head)) + (
         '<p class="note">Flags of which the runs have different values; all others are equal, or '

@@ -204,7 +204,7 @@ def _panel(
     line = {'color': LINE_COLORS[0], 'lw': 1.2, 'ms': 4, 'capsize': 2}
     bars = deviation_S[joined] if deviation_S.any() else None
     axes.errorbar(at_S[joined], value_S[joined], yerr=bars, fmt='o-', **line)
-    axes.plot(at_S[[best]], value_S[[best]], '*', color=LINE_COLORS[1], ms=12)
+    axes.plot(at_S[[best]], value_S[[best]], '*', color=LINE_COLORS[1], ms=12, zorder=3)
     if log:
         axes.set_xscale('log')
         axes.minorticks_off()

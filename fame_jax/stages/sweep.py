@@ -3,9 +3,9 @@
     --sweep='learning_rate:1e-3,3e-4;dropout:.3,.5'   all combinations of the values
     --sweep=FILE                                      a setting a line: --dropout=.3 --ema=.998
 
-WORKDIR holds the prepared data and sweep.json. Each setting has a folder there, with a run, or with
-runs of several seeds (--seeds). Settings are compared by the validation metric that selects epochs,
-and only the best one is evaluated on the test split.
+WORKDIR holds the prepared data, sweep.json and its picture, sweep.svg. Each setting has a folder
+there, with a run, or with runs of several seeds (--seeds). Settings are compared by the validation
+metric that selects epochs, and only the best one is evaluated on the test split.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from fame_jax.config import FLAGS, binds
 from fame_jax.config import flags as config_flags
 from fame_jax.config.fields import show, suggest
 from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.report import figures_of_runs
 from fame_jax.screen import Screen, grid, short
 from fame_jax.stages import settings
 from fame_jax.stages.context import TRAINED, RunContext, open_run
@@ -84,6 +85,7 @@ def run_sweep(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
         ],
     }
     run_dir.write_json(folder / 'sweep.json', record)
+    figures_of_runs.sweep(record, folder / 'sweep.svg')
     print(_table(found, ordered, folder, metric))
     if 'evaluate' in wanted[best]:
         run_command(of_setting(best, stages=('evaluate',), prepared=prepared), stages, screen)
