@@ -181,6 +181,7 @@ ELSEWHERE = {
     'seeds': 'test_one_after_the_other_they_have_the_bits_of_their_runs',
     'members': 'test_a_member_is_the_run_of_its_seed',
     'sweep': 'test_the_best_setting_by_validation_is_evaluated',
+    'track': 'test_a_run_is_one_tracked_run_of_all_its_stages',
 }
 
 
