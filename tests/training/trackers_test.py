@@ -1,4 +1,4 @@
-"""MLflow and trackio by stand-ins with their signatures: what they get, and that none ends a run."""
+"""MLflow and trackio, by stand-ins with their signatures: what they get; that none ends a run."""
 
 import importlib.machinery
 import json
