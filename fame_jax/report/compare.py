@@ -43,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
         path = _output_path(options.out)
         comparison = compare(options.runs, options.against)
         page = comparison_page.page(comparison)
-        print(comparison_page.terminal(comparison))
         run_dir.write_text(path, page)
+        print(comparison_page.terminal(comparison))
         print(f'\nThe page is {path} ({len(page.encode()) / 2**20:.1f} MiB).')
     except UserError as error:
         print(f'error: {error}'.encode(errors='backslashreplace').decode(), file=sys.stderr)

@@ -106,7 +106,8 @@ class Section:
       title: the data set, and where another section has it too, the difference.
       runs: in the order of the command.
       reference: the run against which the others are tested.
-      tests: name of a run or of UNTRAINED -> protocol -> its test.
+      tests: name of a run -> protocol -> its test.
+      baselines: of UNTRAINED, likewise; their figures are those of the reference's results.
       settings: (flag, its value in each run), only those that differ.
       groupings: users by length and popularity; rows as `groups.group_metrics` returns them, by
         name of the run.
@@ -117,6 +118,7 @@ class Section:
     runs: Sequence[Run]
     reference: Run
     tests: Mapping[str, Mapping[str, Test]] = dataclasses.field(default_factory=dict)
+    baselines: Mapping[str, Mapping[str, Test]] = dataclasses.field(default_factory=dict)
     settings: Sequence[tuple[str, Sequence[str]]] = ()
     groupings: Sequence[Grouping] = ()
     notes: Sequence[str] = ()
@@ -147,6 +149,11 @@ class Sweep:
     folder: Path
     record: Mapping[str, Any]
 
+    @property
+    def best(self) -> Path:
+        """The folder of the best setting."""
+        return self.folder / self.record['best']
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -172,7 +179,7 @@ def compare(folders: Sequence[str | Path], against: str = '') -> Comparison:
     runs, sweeps = _read_all([Path(folder) for folder in folders], notes)
     if not runs and not sweeps:
         raise UserError('; '.join(notes) or 'name the folders of the runs to compare')
-    chosen = _named(runs, against) if against else None
+    chosen = _named(runs, sweeps, against) if against else None
     sections: dict[tuple, list[Run]] = {}
     for run in runs:
         sections.setdefault(_key(run.first), []).append(run)
@@ -225,7 +232,7 @@ def _read_all(folders: Sequence[Path], notes: list[str]) -> tuple[list[Run], lis
             except UserError as error:
                 raise UserError(f'{folder}: {error}') from error
             sweeps.append(sweep)
-            folder = folder / sweep.record['best']
+            folder = sweep.best
         reports = _read_run(folder, notes)
         if reports:
             found.append((folder, reports))
@@ -281,8 +288,10 @@ def _check(folder: Path, report: RunReport) -> None:
                 )
 
 
-def _named(runs: Sequence[Run], against: str) -> Run:
+def _named(runs: Sequence[Run], sweeps: Sequence[Sweep], against: str) -> Run:
     path = Path(against).resolve()
+    bests = {sweep.folder.resolve(): sweep.best.resolve() for sweep in sweeps}
+    path = bests.get(path, path)
     found = [run for run in runs if run.name == against or run.folder.resolve() == path]
     if len(found) != 1:
         names = ', '.join(run.name for run in runs)
@@ -308,7 +317,8 @@ def _section(title: str, runs: Sequence[Run], reference: Run) -> Section:
         title=title,
         runs=runs,
         reference=reference,
-        tests=_tests(runs, reference),
+        tests={run.name: _tests(run, reference) for run in runs if run is not reference},
+        baselines={name: _tests(reference, reference, name) for name in UNTRAINED},
         settings=differing_settings(runs),
         groupings=groupings,
         notes=notes,
@@ -326,26 +336,19 @@ def _limits(run: Run) -> list[str]:
     return [f'{run.name}, seed {", ".join(of_line)}: {line}' for line, of_line in seeds.items()]
 
 
-def _tests(runs: Sequence[Run], reference: Run) -> dict[str, dict[str, Test]]:
-    """The tests of the other runs and of the baselines, where both have ranks."""
-    wanted = [(run.name, run, '') for run in runs if run is not reference]
-    wanted += [(name, reference, name) for name in UNTRAINED]
-    tests: dict[str, dict[str, Test]] = {}
-    for name, run, stage in wanted:
-        for protocol in PROTOCOLS:
-            ranks = [run.ranks(protocol, stage), reference.ranks(protocol)]
-            if any(rank_SU is None for rank_SU in ranks):
-                continue
-            first_SU, second_SU = (
-                np.stack([significance.ndcg(rank_U, K) for rank_U in rank_SU]) for rank_SU in ranks
-            )
-            interval = significance.paired_interval(first_SU.mean(0), second_SU.mean(0))
-            shared = [s for s in run.seeds if s in reference.seeds]
-            each = tuple(
-                float((first_SU[run.seeds.index(s)] - second_SU[reference.seeds.index(s)]).mean())
-                for s in (shared if len(shared) > 1 else ())
-            )
-            tests.setdefault(name, {})[protocol] = Test(interval, each)
+def _tests(run: Run, reference: Run, stage: str = '') -> dict[str, Test]:
+    """The tests of a run, or of another row of its results, by protocol; {} without ranks."""
+    tests = {}
+    for protocol in PROTOCOLS:
+        ranks = [run.ranks(protocol, stage), reference.ranks(protocol)]
+        if any(rank_SU is None for rank_SU in ranks):
+            continue
+        first_SU, second_SU = (significance.ndcg(rank_SU, K) for rank_SU in ranks)
+        interval = significance.paired_interval(first_SU.mean(0), second_SU.mean(0))
+        shared = [seed for seed in run.seeds if seed in reference.seeds]
+        places = [(run.seeds.index(seed), reference.seeds.index(seed)) for seed in shared]
+        each = [float((first_SU[a] - second_SU[b]).mean()) for a, b in places]
+        tests[protocol] = Test(interval, tuple(each) if len(each) > 1 else ())
     return tests
 
 

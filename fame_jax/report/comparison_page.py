@@ -19,9 +19,8 @@ NAME = 40  # characters of a run's name on the terminal
 COVERAGE = 'coverage@10'
 CHANCE = (
     'Intervals are paired over users, by Student’s t, and each is of one comparison: of twenty '
-    'equal runs, about one is expected to lie beyond its interval by chance. Another seed trains '
-    'another model, which an interval over users does not cover; the column of seeds and the '
-    'deviation do.'
+    'models that are equally good, about one has an interval without 0 by chance. Another seed '
+    'trains another model, which no interval over users covers; the deviation over seeds does.'
 )
 
 
@@ -126,43 +125,38 @@ def _cells(test: Test | None, *, percents: bool = True) -> list[str]:
 # Sections of the page.
 
 
+def _rows(section: Section) -> list[tuple[str, Run, str, Mapping[str, Test]]]:
+    """The rows of a table of metrics: title, the run with the figures, their stage, the tests."""
+    reference = section.reference
+    rows = [(run.name, run, run.stage, section.tests.get(run.name, {})) for run in section.runs]
+    return rows + [
+        (reference.first.names[name], reference, name, section.baselines.get(name, {}))
+        for name in section.untrained
+    ]
+
+
 def _metrics(section: Section, n: int) -> str:
     against, best = section.reference.name, section.best
     parts = []
-    protocols = sorted(PROTOCOLS, key=lambda protocol: protocol != section.protocol)
-    for protocol in protocols:
+    for protocol in sorted(PROTOCOLS, key=lambda protocol: protocol != section.protocol):
         rows, kinds = [], []
-        for run in section.runs:
-            tests = section.tests.get(run.name, {})
-            cells = [text(run.name, 60)]
-            if run is section.reference:
-                cells += ['', 'reference', '', '']
-            else:
-                cells += _cells(tests.get(protocol))
-            cells[1:1] = [_mean(run.spread('test', protocol, COLUMNS[0]))]
-            cells += [_mean(run.spread('test', protocol, name)) for name in COLUMNS[1:]]
-            cells.append(_mean(run.spread('validation', protocol, SELECTION)))
-            rows.append(cells)
-            kinds.append('main' if run is best else '')
-        for name in section.untrained:
-            cells = [text(section.reference.first.names[name], 60)]
-            of_run = section.reference
-            cells.append(_mean(of_run.spread('test', protocol, COLUMNS[0], stage=name)))
-            cells += _cells(section.tests.get(name, {}).get(protocol))
-            cells += [_mean(of_run.spread('test', protocol, c, stage=name)) for c in COLUMNS[1:]]
-            rows.append(
-                [*cells, _mean(of_run.spread('validation', protocol, SELECTION, stage=name))]
-            )
-            kinds.append('floor')
+        for title, run, stage, tests in _rows(section):
+            test = [_mean(run.spread('test', protocol, name, stage=stage)) for name in COLUMNS]
+            validation = _mean(run.spread('validation', protocol, SELECTION, stage=stage))
+            is_trained = stage == run.stage
+            is_reference = is_trained and run is section.reference
+            cells = ['', 'reference', '', ''] if is_reference else _cells(tests.get(protocol))
+            rows.append([text(title, 60), test[0], *cells, *test[1:], validation])
+            kinds.append(('main' if run is best else '') if is_trained else 'floor')
         head = ['', 'NDCG@10', 'difference', '95 % interval', 'in percent', 'seeds above 0']
         head += [*(column.upper() for column in COLUMNS[1:]), f'validation {SELECTION.upper()}']
         if not any(row[5] for row in rows):
-            head, rows = [*head[:5], *head[6:]], [[*row[:5], *row[6:]] for row in rows]
+            head, *rows = ([*row[:5], *row[6:]] for row in (head, *rows))
         parts.append(f'<h3>{protocol.capitalize()}</h3>')
         shown = {
             name: (test.interval.difference, test.interval.low, test.interval.high)
-            for name, of_protocol in section.tests.items()
-            if (test := of_protocol.get(protocol)) and name in {run.name for run in section.runs}
+            for name, tests in section.tests.items()
+            if (test := tests.get(protocol))
         }
         if shown:
             label = f'{protocol} NDCG@10 minus {one_line(against, 24)}'
@@ -389,18 +383,12 @@ def terminal(comparison: Comparison) -> str:
 def _block(section: Section, protocol: str) -> str:
     """The metrics of one protocol, and the differences to the reference."""
     rows = []
-    for run in section.runs:
-        is_reference = run is section.reference
-        test = section.tests.get(run.name, {}).get(protocol)
-        cells = ['reference', '', ''] if is_reference else _cells(test, percents=False)
-        figures_of = [run.spread('test', protocol, name) for name in SHOWN]
-        rows.append([one_line(run.name, NAME), *map(_plain, figures_of), *cells])
-    for name in section.untrained:
-        test = section.tests.get(name, {}).get(protocol)
-        figures_of = [section.reference.spread('test', protocol, c, stage=name) for c in SHOWN]
-        cells = _cells(test, percents=False)
-        label = one_line(section.reference.first.names[name], NAME)
-        rows.append([label, *map(_plain, figures_of), *cells])
+    for title, run, stage, tests in _rows(section):
+        is_reference = stage == run.stage and run is section.reference
+        test = _cells(tests.get(protocol), percents=False)
+        found = [run.spread('test', protocol, name, stage=stage) for name in SHOWN]
+        cells = ['reference', '', ''] if is_reference else test
+        rows.append([one_line(title, NAME), *map(_plain, found), *cells])
     head = [protocol, *(name.upper() for name in SHOWN), 'NDCG@10 minus', '95 % over users']
     head.append('seeds above 0')
     head[4] += f' {one_line(section.reference.name, 20)}'

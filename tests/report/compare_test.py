@@ -69,9 +69,7 @@ def test_mistakes_are_one_line(runs, tmp_path, monkeypatch, capsys, argv, words)
 def test_comparing_needs_no_jax(runs, tmp_path):
     code = f"""
         import sys
-        from fame_jax.errors import UserError
-from fame_jax.main import main
-from fame_jax.report import compare
+        from fame_jax.main import main
         assert main(['compare', *{runs!r}, '--out={tmp_path}/new']) == 0
         assert not {{'jax', 'flax', 'absl.logging', 'orbax'}} & {{*sys.modules}}
         """

@@ -162,6 +162,14 @@ def test_the_terminal_has_both_protocols_flags_and_the_sweep(found):
     )
 
 
+def test_a_sweep_can_be_the_reference(tmp_path):
+    make_compared_run(tmp_path / 'sweep' / 'x=2')
+    (tmp_path / 'sweep' / 'sweep.json').write_text(json.dumps(SWEEP))
+    other = make_compared_run(tmp_path / 'a', 1)
+    found = compare([other, tmp_path / 'sweep'], f'{tmp_path}/sweep')
+    assert found.sections[0].reference.name == 'x=2'
+
+
 def test_a_run_alone_and_a_sweep_whose_best_has_no_results(tmp_path):
     folder = make_compared_run(tmp_path / 'a')
     source = comparison_page.page(compare([folder]))
