@@ -11,7 +11,10 @@ from fame_jax.errors import UserError
 from fame_jax.screen import Screen
 
 # Commands with flags of their own, and the modules whose `main` they are.
-COMMANDS = {'serve': 'fame_jax.serving.service.command'}
+COMMANDS = {
+    'compare': 'fame_jax.report.compare',
+    'serve': 'fame_jax.serving.service.command',
+}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2169,6 +2169,21 @@ MUTANTS = [
         'np.asarray(item_VD)',
         'text/facet_objective_test.py',
     ),
+    # Trackers.
+    Mutant(
+        'a resumed run is another tracked run',
+        'training/trackers.py',
+        "begun = str(stored.get(name) or '')",
+        "begun = ''",
+        'training/trackers_test.py -k settings_once',
+    ),
+    Mutant(
+        'the failure of a tracker ends the run',
+        'training/trackers.py',
+        'except Exception as error:  # of any library',
+        'except UserError as error:  # of any library',
+        'training/trackers_test.py -k one_line_and',
+    ),
     # Reports.
     Mutant(
         'the page shows validation ranks',
@@ -2211,6 +2226,34 @@ MUTANTS = [
         "ranks[f'{self.stage}/test/{protocol}']",
         "ranks[f'{self.stage}/validation/{protocol}']",
         'report/tables_test.py',
+    ),
+    Mutant(
+        'the best of compared runs by test',
+        'report/comparison.py',
+        "run.spread('validation', self.protocol, SELECTION)",
+        "run.spread('test', self.protocol, SELECTION)",
+        'report/comparison_test.py -k best_run',
+    ),
+    Mutant(
+        'runs of other splits are compared',
+        'report/comparison.py',
+        "return (card['dataset']['fingerprint'], *facts, report.protocol)",
+        "return (card['dataset']['fingerprint'], '', '', '', '', '', report.protocol)",
+        'report/comparison_test.py -k own',
+    ),
+    Mutant(
+        'the interval of the first seed alone',
+        'report/comparison.py',
+        'significance.paired_interval(first_SU.mean(0), second_SU.mean(0))',
+        'significance.paired_interval(first_SU[0], second_SU[0])',
+        'report/comparison_test.py -k paired',
+    ),
+    Mutant(
+        'the line of a sweep joins all settings',
+        'report/figures_of_runs.py',
+        'if others == others_S[best]',
+        'if others',
+        'report/figures_of_runs_test.py -k joins',
     ),
     Mutant(
         'the item that helps is said to hurt',

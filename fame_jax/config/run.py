@@ -52,6 +52,13 @@ class Run:
         choices=('auto', 'bar', 'lines', 'none'),
         binds='',
     )
+    track: tuple[str, ...] = field(
+        ('tensorboard',),
+        'Where the lines of metrics.jsonl go too; empty: nowhere. mlflow and trackio are packages '
+        'of their own.',
+        choices=('mlflow', 'tensorboard', 'trackio'),
+        binds='',
+    )
 
     def validate(self) -> None:
         """Raises UserError for a value out of range or a flag without effect."""

@@ -143,13 +143,11 @@ def collect(
     stage = next((stage for stage in reversed(TRAINED) if stage in results), '')
     if not stage:
         raise UserError(f'{path} has no metrics of a trained model; run --stages=evaluate again')
-    ranks = {}
-    if data is not None:
-        if card['dataset']['fingerprint'] != data.card['fingerprint']:
-            raise UserError(
-                f'{path} belongs to other data than {folder} uses now; run --stages=evaluate again'
-            )
-        ranks = _read_ranks(folder / 'ranks.npz', results)
+    if data is not None and card['dataset']['fingerprint'] != data.card['fingerprint']:
+        raise UserError(
+            f'{path} belongs to other data than {folder} uses now; run --stages=evaluate again'
+        )
+    ranks = _read_ranks(folder / 'ranks.npz', results)
     return RunReport(
         stage=stage,
         card=card,
@@ -157,7 +155,7 @@ def collect(
         ranks=ranks,
         paper={name: row for name, row in (paper or {}).items() if name in results},
         curves=_curves(run_dir.Metrics(folder / 'metrics.jsonl').read(), card),
-        groupings=_groupings(data, ranks) if data is not None and ranks else (),
+        groupings=group_users(data, ranks) if data is not None and ranks else (),
         facets=_facets(folder, results),
         item_map=_read_text(folder / 'items.svg'),
         flags=_read_text(folder / 'flags.cfg'),
@@ -176,11 +174,12 @@ def limit_lines(card: Mapping[str, Any], only: str = '') -> list[str]:
         limit, epochs = config.get(f'{stage}_epochs'), of_stage.get('epochs')
         best = of_stage.get('best_epoch')
         if only in ('', stage) and limit and epochs and limit <= epochs < best + config['patience']:
-            epochs = 'epoch' if limit == 1 else 'epochs'
             which = f'best epoch {best}' if best else 'none better than before training'
+            which += ', still improving' if best == epochs else ''
             lines.append(
-                f'{stage} ended at its limit of {limit} {epochs} ({which}) and not by '
-                f'patience ({config["patience"]}); more epochs may give better figures.'
+                f'{stage} ended at its limit of {limit} {"epoch" if limit == 1 else "epochs"} '
+                f'({which}) and not by patience ({config["patience"]}); more epochs may give '
+                'better figures.'
             )
     return lines
 
@@ -238,7 +237,13 @@ def _curve_name(name: str) -> str:
     return 'loss ' + name.partition('_')[2] if '/' in name else name
 
 
-def _groupings(data: Dataset, ranks: Mapping[str, Mapping[str, np.ndarray]]) -> list[Grouping]:
+def group_users(data: Dataset, ranks: Mapping[str, Mapping[str, np.ndarray]]) -> list[Grouping]:
+    """Test users by length of their history and by popularity of their target.
+
+    Args:
+      data: the prepared data set.
+      ranks: of any models by name, as `groups.group_metrics` takes them.
+    """
     trained, _ = data.training_histories()
     starts, ends = data.history_bounds('test')
     count_U = np.bincount(trained, minlength=data.num_items + 1)[data.items[ends]]

@@ -26,7 +26,7 @@ from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.parallel import processes
 from fame_jax.screen import Screen
 from fame_jax.stages import settings
-from fame_jax.training import loop
+from fame_jax.training import loop, trackers
 from fame_jax.training.checkpoint import Checkpoints
 
 Tree = Any
@@ -361,6 +361,8 @@ def open_run(
       UserError: when the settings do not fit together or do not fit the run that the folder holds.
     """
     config, module = settings.complete(given, model)
+    if set(config.run.stages) & set(TRAINED):
+        trackers.check(config.run.track)
     devices = config.devices
     if devices.cache_dir:
         programs = str(Path(devices.cache_dir) / 'programs')

@@ -219,6 +219,7 @@ def choose_how(context: RunContext, stage: str, how: str) -> str:
         'a mesh of devices': context.mesh is not None,
         'a schedule, which counts the steps of each seed': config.training.has_schedule,
         'a profile': bool(config.devices.profile),
+        '--track=trackio, which has one run at a time': 'trackio' in config.run.track,
     }
     reason = next((reason for reason, holds in reasons.items() if holds), '')
     if how == 'auto':

@@ -4,9 +4,9 @@
     --sweep=FILE                                      a setting a line: --dropout=.3 --ema=.998
     --sweep_halving=3                                 the worse two thirds end early, repeatedly
 
-WORKDIR holds the prepared data and sweep.json. Each setting has a folder there, with a run, or with
-runs of several seeds (--seeds). Settings are compared by the validation metric that selects epochs,
-and only the best one is evaluated on the test split.
+WORKDIR holds the prepared data, sweep.json and its picture, sweep.svg. Each setting has a folder
+there, with a run, or with runs of several seeds (--seeds). Settings are compared by the validation
+metric that selects epochs, and only the best one is evaluated on the test split.
 
 With --members=vmap, the default on an accelerator, settings that differ in numbers of the program
 alone (rates, dropouts, temperatures, weights of terms, shares of labels) train together in one
@@ -31,6 +31,7 @@ from fame_jax.config.fields import show, suggest
 from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.models import options as model_options
 from fame_jax.models import registry
+from fame_jax.report import figures_of_runs
 from fame_jax.screen import Screen, grid, short
 from fame_jax.stages import settings
 from fame_jax.stages.context import TRAINED, RunContext, open_run
@@ -133,6 +134,7 @@ def run_sweep(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
         ],
     }
     run_dir.write_json(folder / 'sweep.json', record)
+    figures_of_runs.sweep(record, folder / 'sweep.svg')
     print(_table(record, folder, metric))
     if 'evaluate' in wanted[best]:
         more = {'seeds': given.get('seeds')} if seeds else {}

@@ -150,8 +150,9 @@ def open_stage(
     _say_repeats(context, stage, protocol, screen)
     if context.selection_users is not None:
         screen.say(f'{stage}: validation on {context.describe_selection()}')
-    chief = processes.is_chief()
-    with open_log(stage, context.folder, context.metrics, screen, chief) as log:
+    chief, track = processes.is_chief(), context.config.run.track
+    settings = context.config.flat()
+    with open_log(stage, context.folder, context.metrics, screen, chief, track, settings) as log:
         yield Opened(
             setup,
             start={

@@ -59,4 +59,4 @@ def test_requirements_are_those_of_the_package_and_its_tests():
     wanted = {*project['dependencies'], *extras['dev'], *extras['text'], *extras['faiss']}
     lines = (ROOT / 'requirements.txt').read_text().splitlines()
     assert {line for line in lines if line and not line.startswith('#')} == wanted
-    assert {*extras} == {'cuda', 'text', 'faiss', 'onnx', 'serve', 'dev'}
+    assert {*extras} == {*('cuda', 'text', 'faiss', 'onnx', 'serve', 'dev', 'mlflow', 'trackio')}

@@ -189,6 +189,7 @@ ELSEWHERE = {
     'append': 'test_an_update_is_a_run_with_all_data',
     'from_run': 'test_an_update_is_a_run_with_all_data',
     'replay': 'test_the_share_of_old_windows',
+    'track': 'test_a_run_is_one_tracked_run_of_all_its_stages',
 }
 
 

@@ -4,6 +4,7 @@ import json
 import statistics
 
 import pytest
+from report_fixtures import svg_texts
 
 from fame_jax import run_dir
 from fame_jax.main import main
@@ -41,6 +42,7 @@ def test_the_best_setting_by_validation_is_evaluated(tmp_path, capsys):
     assert [setting['validation'] for setting in record['settings']] == [[v] for v in values]
     assert record['best'] == names[0]
     assert record['selected_by'].startswith('validation NDCG@20, masked of')
+    assert {'--learning_rate', '--dropout'} <= {*svg_texts(tmp_path / 'all' / 'sweep.svg')}
     evaluated = [name for name in names if (tmp_path / 'all' / name / 'results.json').exists()]
     assert evaluated == names[:1]
     assert f'{names[0]}' in shown and 'test: all 120 users' in shown
