@@ -24,8 +24,8 @@ Tree = Any
 
 DATA, MODEL = 'data', 'model'
 
-# Names of parameters with a row per item, [rows, D].
-TABLES = ('item_table',)
+# Names of parameters and constants with a row per item, [rows, D] and [rows, E].
+TABLES = ('item_table', 'text_vectors')
 
 
 def make_mesh(data: int, model: int) -> Mesh | None:

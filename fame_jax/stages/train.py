@@ -17,7 +17,7 @@ from fame_jax.data import epochs, windows
 from fame_jax.data.card import REPEATS_SAID
 from fame_jax.errors import UserError
 from fame_jax.evaluation.metrics import log_name
-from fame_jax.models import registry
+from fame_jax.models import registry, text_path
 from fame_jax.models.item_model import ItemModel
 from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.parallel import processes
@@ -146,7 +146,9 @@ def open_stage(
                 'select_on': log_name(loop.SELECT_ON, protocol),
             },
             parts={
-                'validate': lambda params: context.ranker(stage).metrics(params, 'selection'),
+                'validate': lambda params: context.ranker(stage).metrics(
+                    context.fold(params, context.mesh), 'selection'
+                ),
                 'limits': context.limits(stage),
                 'checkpoints': checkpoints,
                 'log': log,
@@ -203,7 +205,7 @@ def make_setup(context: RunContext, stage: str) -> Setup:
     """The stage's setup; the same object each time, so that its program is compiled once."""
     if stage not in context.setups:
         config, mesh = context.config, context.mesh
-        module = context.module(stage, mesh)
+        module = context.trained_module(stage, mesh)
         key = jax.random.fold_in(jax.random.key(config.run.seed), TRAINED.index(stage))
         make_epoch = make_epochs(context, module)
         prefetch = Prefetch(make_epoch)
@@ -302,7 +304,17 @@ def _objective(context: RunContext, stage: str, module: ItemModel) -> Callable[.
         count_V = np.bincount(items, minlength=context.data.num_items + 1)
         popularity_V = jnp.asarray(losses.cumulative_counts(count_V))
         options = dataclasses.replace(options, popularity_V=popularity_V)
-    return jax.tree_util.Partial(module.objective, loss=mesh_lib.device_put(options, context.mesh))
+    of_model = jax.tree_util.Partial(
+        module.objective, loss=mesh_lib.device_put(options, context.mesh)
+    )
+    if not context.text_path:
+        return of_model
+    return jax.tree_util.Partial(
+        text_path.objective,
+        of_model=of_model,
+        constants=context.text_path,
+        share=context.config.text.text_path,
+    )
 
 
 def _make_optimizer(
@@ -340,6 +352,9 @@ def _before_epoch(context: RunContext, stage: str, setup: Setup) -> Callable[[Tr
 
     def before_epoch(params: Tree, epoch: int) -> Tree:
         epoch_key = jax.random.fold_in(key, epoch)
-        return module.before_epoch(params, make_epoch(epoch).batches, epoch_key)
+        read = context.fold(params, context.mesh)
+        moved = module.before_epoch(read, make_epoch(epoch).batches, epoch_key)
+        own = ('item_table', text_path.NAME) * bool(context.text_path)  # not those of the fold
+        return {**moved, **{name: params[name] for name in own}}
 
     return before_epoch
