@@ -1081,6 +1081,20 @@ MUTANTS = [
         'models/bert4rec_test.py',
     ),
     Mutant(
+        'positions from the end count from the start',
+        'models/bert4rec.py',
+        "if self.positions == 'end':",
+        "if self.positions == 'nowhere':",
+        'models/bert4rec_test.py',
+    ),
+    Mutant(
+        'last_share masks by the draw too',
+        'models/bert4rec.py',
+        'drawn_BL &= ~(earlier_BLL & alone_BL[:, :, None]).any(axis=1)',
+        'drawn_BL |= (earlier_BLL & alone_BL[:, :, None]).any(axis=1) & False',
+        'models/bert4rec_test.py',
+    ),
+    Mutant(
         'BERT4Rec learns from all positions',
         'models/bert4rec.py',
         'masked_BL.reshape(-1)[order_T].astype(jnp.float32)',

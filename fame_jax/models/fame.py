@@ -217,7 +217,7 @@ class FAME(SASRec):
         """
         old, new = f'block_{self.num_blocks - 1}', 'facet_block'
         kept = ['key', 'value'] + (['key_bias', 'value_bias'] if self.attention_bias else [])
-        if self.positions != 'start':
+        if self.positions in ('relative', 'both'):
             kept.append('distance')
         if self.output_projection == 'keep':
             kept += ['output', 'output_bias']
