@@ -193,6 +193,12 @@ class RunContext:
             multiple=parts,
         )
 
+    def sample_batches(self, split: str, size: int) -> EvalBatches:
+        """A fixed sample of at most `size` users of a split, drawn from the fingerprint."""
+        draw = np.random.default_rng(int(self.data.card['fingerprint'], 16))
+        users = draw.choice(self.data.num_users, min(size, self.data.num_users), replace=False)
+        return self._eval_batches(split, np.sort(users))
+
     @functools.cached_property
     def selection_users(self) -> np.ndarray | None:
         """The sample of --validation_users, ascending int64; None: all users.
