@@ -268,10 +268,8 @@ class RunContext:
         if not constants:
             return params
         if mesh != self.mesh:  # whose table may have another number of rows
-            more = len(params['item_table']) - len(constants['always'])
-            resize = lambda a: np.pad(a, [(0, max(more, 0))] + [(0, 0)] * (a.ndim - 1))  # noqa: E731
             rows = len(params['item_table'])
-            constants = {n: resize(mesh_lib.gather(a))[:rows] for n, a in constants.items()}
+            constants = {n: _with_rows(mesh_lib.gather(a), rows) for n, a in constants.items()}
         return mesh_lib.device_put(text_path.fold(params, constants), mesh)
 
     def label(self, stage: str) -> str:
@@ -359,6 +357,12 @@ class RunContext:
         text = config_flags.text(self.config.replace(stages=stages))
         if not path.exists() or path.read_text(encoding='utf-8') != text:
             run_dir.write_text(path, text)
+
+
+def _with_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """The first rows of an array, and zeros after its last one."""
+    kept = array[:rows]
+    return np.pad(kept, [(0, rows - len(kept)), *[(0, 0)] * (array.ndim - 1)])
 
 
 def abstract_params(module: ItemModel) -> Tree:
