@@ -100,7 +100,7 @@ class Config:
             getattr(self, section).validate()
         self._check_rows(row_layout)
         stages, backbone = self.run.stages, self.training.backbone
-        if 'text' in stages and self.text.item_init != 'text':
+        if 'text' in stages and not self.text.uses_texts:
             raise UserError(
                 f'--stages=text makes vectors that --item_init={self.text.item_init} does not '
                 'use; add --item_init=text'
@@ -186,8 +186,8 @@ def differences(config: Config, stored: Config, sections: Collection[str]) -> li
     """
     here, there = _spelled(config, sections), _spelled(stored, sections)
     names = dict.fromkeys([*here, *there])
-    if 'text' not in (config.text.item_init, stored.text.item_init):
-        # Without FAME+ the file of items gives only titles, when a trained run is used.
+    if not (config.text.uses_texts or stored.text.uses_texts):
+        # A model without texts takes only titles from the file of items, when it is used.
         names = [name for name in names if name not in ('--items=', '--columns=item_file_id:')]
     return [
         f'{name}{here.get(name, "")} (there: {there.get(name, "")})'

@@ -25,8 +25,8 @@ Tree = Any
 DATA, MODEL = 'data', 'model'
 MEMBERS = 'members'  # the axis of a mesh of its own; see training/members.py
 
-# Names of parameters with a row per item, [rows, D].
-TABLES = ('item_table',)
+# Names of parameters and constants with a row per item, [rows, D] and [rows, E].
+TABLES = ('item_table', 'text_vectors')
 
 
 def make_mesh(data: int, model: int) -> Mesh | None:

@@ -260,6 +260,6 @@ def _facets(folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     if not final:
         return {}
     path = folder / 'text' / 'text.json'
-    probes = run_dir.read_json(path)['probes'] if path.is_file() else {}
+    probes = run_dir.read_json(path).get('probes', {}) if path.is_file() else {}
     stages = {f'text, {when}': probes[when] for when in ('before', 'after') if when in probes}
     return stages | {'fine-tuned': final}

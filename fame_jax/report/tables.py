@@ -43,7 +43,7 @@ COMPARED = (
     *('pretrain_epochs', 'patience', 'select_on', 'validation_users'),
     *('finetune_epochs', 'finetune_learning_rate'),
     *('text_fields', 'facets', 'text_encoder', 'text_options'),
-    *('item_init', 'item_scale', 'unseen_items'),
+    *('item_init', 'item_scale', 'unseen_items', 'text_path', 'text_path_below'),
 )
 
 

@@ -20,12 +20,13 @@ from fame_jax.data.dataset import Dataset
 from fame_jax.data.eval_batches import EvalBatches
 from fame_jax.errors import UserError
 from fame_jax.evaluation.ranker import Ranker
-from fame_jax.models import registry
+from fame_jax.models import registry, text_path
 from fame_jax.models.item_model import ItemModel
 from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.parallel import processes
 from fame_jax.screen import Screen
 from fame_jax.stages import settings
+from fame_jax.text import item_init
 from fame_jax.training import loop, trackers
 from fame_jax.training.checkpoint import Checkpoints
 
@@ -221,6 +222,13 @@ class RunContext:
             multiple=parts,
         )
 
+    def sample_batches(self, split: str, size: int) -> EvalBatches:
+        """A fixed sample of at most `size` targets of a split, drawn from the fingerprint."""
+        draw = np.random.default_rng(int(self.data.card['fingerprint'], 16))
+        number = self.num_targets(split)
+        targets = draw.choice(number, min(size, number), replace=False)
+        return self._eval_batches(split, np.sort(targets))
+
     @functools.cached_property
     def selection_users(self) -> np.ndarray | None:
         """The sample of --validation_users: validation targets, ascending int64; None: all.
@@ -258,6 +266,48 @@ class RunContext:
             return model.backbone_module()
         dropout = config.training.finetune_dropout
         return model if dropout is None else model.clone(dropout=dropout)
+
+    def trained_module(self, stage: str, mesh: jax.sharding.Mesh | None = None) -> ItemModel:
+        """As `module`, with the map of --text_path among its parameters, where the run has one."""
+        path = self.text_path
+        width = path['text_vectors'].shape[1] if path else 0
+        return self.module(stage, mesh).clone(text_width=width)
+
+    @functools.cached_property
+    def text_path(self) -> dict[str, jax.Array]:
+        """The constant arrays of --text_path (`text_path.items`); {} without it.
+
+        Raises:
+          UserError: when the stage text has not made the vectors.
+        """
+        text, source = self.config.text, self.config.training.backbone
+        if not text.text_path:
+            return {}
+        run = self.folder if source in ('pretrain', 'scratch') else Path(source)
+        data = self.data
+        text_VE = item_init.read_text_vectors(
+            run / 'text', data.num_items, data.card['fingerprint']
+        )
+        trained, _ = data.training_histories()
+        actions_V = np.bincount(trained, minlength=data.num_items + 1)
+        rows = mesh_lib.table_rows(data.num_items, self.mesh)
+        constants = text_path.items(text_VE, actions_V, text.text_path_below, rows)
+        return mesh_lib.device_put(constants, self.mesh)
+
+    def fold(self, params: Tree, mesh: jax.sharding.Mesh | None = None) -> Tree:
+        """Parameters of a `trained_module` as those of `module`: the map is in the item table.
+
+        Args:
+          params: of a trained module; without --text_path they are returned as they are.
+          mesh: of the module; None for one device.
+        """
+        constants = self.text_path
+        if not constants:
+            return params
+        if mesh != self.mesh:  # whose table may have another number of rows
+            rows = len(params['item_table'])
+            constants = {n: _with_rows(mesh_lib.gather(a), rows) for n, a in constants.items()}
+        return mesh_lib.device_put(text_path.fold(params, constants), mesh)
 
     def label(self, stage: str) -> str:
         """The model of a stage as results name it: its title and what differs from defaults."""
@@ -324,9 +374,14 @@ class RunContext:
             return loop.check_progress(checkpoints)
 
     def best_params(self, stage: str, module: ItemModel) -> Tree:
-        """The parameters of a stage's best epoch, sharded as the module's mesh says."""
+        """The parameters of a stage's best epoch, sharded as the module's mesh says.
+
+        They are those of `module`: a map of --text_path is in the item table.
+        """
+        trained = self.trained_module(stage, module.mesh)
         with self.checkpoints(stage) as checkpoints:
-            return checkpoints.restore(best=abstract_params(module))['best']
+            best = checkpoints.restore(best=abstract_params(trained))['best']
+        return self.fold(best, module.mesh)
 
     def write_flags(self) -> None:
         """Writes flags.cfg, which repeats the run; its stages are all that the run has had."""
@@ -339,6 +394,12 @@ class RunContext:
         text = config_flags.text(self.config.replace(stages=stages))
         if not path.exists() or path.read_text(encoding='utf-8') != text:
             run_dir.write_text(path, text)
+
+
+def _with_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """The first rows of an array, and zeros after its last one."""
+    kept = array[:rows]
+    return np.pad(kept, [(0, rows - len(kept)), *[(0, 0)] * (array.ndim - 1)])
 
 
 def abstract_params(module: ItemModel) -> Tree:

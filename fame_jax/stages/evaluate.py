@@ -24,7 +24,7 @@ from fame_jax.stages.context import SPLITS, TRAINED, RunContext
 from fame_jax.stages.graph_baseline import SHUFFLED, GraphBaseline, graph_baseline
 from fame_jax.stages.head_names import head_names
 from fame_jax.stages.open_recommender import serving_model
-from fame_jax.stages.top_lists import top_lists
+from fame_jax.stages.top_lists import top_lists, use_of_heads
 from fame_jax.text import item_init
 from fame_jax.text.vectors import read_vectors
 from fame_jax.training import loop
@@ -59,6 +59,9 @@ def evaluate(context: RunContext) -> None:
             params, stages[stage], of_stage, of_lists = _evaluate_stage(context, stage)
         ranks |= of_stage
         results[stage] = {'model': context.label(stage), 'lists': of_lists}
+        if 'facet_block' in params and jax.process_count() == 1:
+            with context.screen.waiting('evaluate: comparing the heads'):
+                results[stage]['heads'] = use_of_heads(context, params)
         facets = _probe_facets(context, params) if 'facet_block' in params else {}
         names = head_names(context, context.module(stage))
         facets |= {'heads': names} if facets and names else {}
@@ -318,6 +321,9 @@ def summary(
         )
     for block in (order_lines, collect.limit_lines(card)):
         lines += ['\n' + '\n'.join(block)] if block else []
+    heads = results.get('finetune', {}).get('heads')
+    if heads:
+        lines.append('\n' + _heads_line(heads))
     facets = results.get('finetune', {}).get('facets')
     if facets and facets['unmatched'] is not None:
         lines.append(
@@ -336,6 +342,18 @@ def title(data: Dataset) -> str:
     if split.is_by_time:
         users = f'{split.describe_targets("test")} from {split.card["moment"]}'
     return f'{card["name"]}, test: {users}, each against all {data.num_items:,} items'
+
+
+def _heads_line(heads: dict[str, Any]) -> str:
+    """How FAME uses its heads and experts, in words; see `head_use`."""
+    found = {
+        'items that the lists of two heads share': heads['overlap@10'],
+        'entropy of the gate': heads['gate_entropy'],
+        'entropy of the router': heads['router_entropy'],
+        'balance of the experts': heads['balance'],
+    }
+    parts = [f'{name} {value:.2f}' for name, value in found.items() if value is not None]
+    return f'Heads, each from 0 to 1: {", ".join(parts)}.' if parts else 'One head, one expert.'
 
 
 def _lists_table(results: dict[str, Any]) -> str:

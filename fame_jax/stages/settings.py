@@ -187,6 +187,8 @@ def label(config: Config, module: ItemModel, stage: str) -> str:
     if config.text.unseen_items != 'trained':
         extra.append('unseen items kept')
     text = config.text
+    if text.text_path:
+        extra.append(f'text_path {text.text_path:g} below {text.text_path_below}')
     if text.item_init == 'text':
         options = text.options
         extra += [] if text.text_encoder == 'tfidf' else [f'text_encoder {text.text_encoder}']

@@ -19,7 +19,7 @@ from fame_jax.data.card import REPEATS_SAID
 from fame_jax.errors import UserError
 from fame_jax.evaluation.metrics import log_name
 from fame_jax.models import options as model_options
-from fame_jax.models import registry
+from fame_jax.models import registry, text_path
 from fame_jax.models.item_model import ItemModel
 from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.parallel import processes
@@ -163,7 +163,9 @@ def open_stage(
                 'select_on': log_name(loop.SELECT_ON, protocol),
             },
             parts={
-                'validate': lambda params: context.ranker(stage).metrics(params, 'selection'),
+                'validate': lambda params: context.ranker(stage).metrics(
+                    context.fold(params, context.mesh), 'selection'
+                ),
                 'limits': context.limits(stage),
                 'checkpoints': checkpoints,
                 'log': log,
@@ -239,7 +241,7 @@ def make_setup(context: RunContext, stage: str) -> Setup:
     """The stage's setup; the same object each time, so that its program is compiled once."""
     if stage not in context.setups:
         config, mesh = context.config, context.mesh
-        module = context.module(stage, mesh)
+        module = context.trained_module(stage, mesh)
         key = jax.random.fold_in(jax.random.key(config.run.seed), TRAINED.index(stage))
         make_epoch = make_epochs(context, module)
         prefetch = Prefetch(make_epoch)
@@ -328,7 +330,22 @@ def make_windows(context: RunContext) -> windows.Windows:
 
 def _objective(context: RunContext, stage: str, module: ItemModel) -> Callable[..., Any]:
     """The model's objective, (params, batch, key) -> (loss sum, weight sum, metrics)."""
-    return jax.tree_util.Partial(module.objective, loss=_loss_options(context, stage))
+    of_model = jax.tree_util.Partial(module.objective, loss=_loss_options(context, stage))
+    return _with_text_path(context, of_model, context.text_path)
+
+
+def _with_text_path(
+    context: RunContext, of_model: Callable[..., Any], constants: Any
+) -> Callable[..., Any]:
+    """The objective with --text_path, where there is one; `constants` are its arrays."""
+    if not constants:
+        return of_model
+    return jax.tree_util.Partial(
+        text_path.objective,
+        of_model=of_model,
+        constants=constants,
+        share=context.config.text.text_path,
+    )
 
 
 def _loss_options(context: RunContext, stage: str) -> losses.LossOptions:
@@ -387,14 +404,17 @@ def step_of_numbers(context: RunContext, stage: str) -> Callable[..., tuple[Stat
         key: Array,
         *,
         loss: losses.LossOptions,
+        constants: Any,
     ) -> tuple[State, dict[str, Array]]:
         of_loss = {'seen_weight', 'future_targets'} & numbers.keys()
         loss = dataclasses.replace(loss, **{name: numbers[name] for name in of_loss})
-        objective = functools.partial(module.clone(**numbers['model']).objective, loss=loss)
+        of_model = functools.partial(module.clone(**numbers['model']).objective, loss=loss)
+        objective = _with_text_path(context, of_model, constants)
         optimizer = _make_optimizer(context, stage, module, 1, numbers)
         return take_step(objective, optimizer, state, batch, key)
 
-    return jax.tree_util.Partial(step, loss=_loss_options(context, stage))
+    arrays = {'loss': _loss_options(context, stage), 'constants': context.text_path}
+    return jax.tree_util.Partial(step, **arrays)
 
 
 def _make_optimizer(
@@ -439,6 +459,9 @@ def _before_epoch(context: RunContext, stage: str, setup: Setup) -> Callable[[Tr
 
     def before_epoch(params: Tree, epoch: int) -> Tree:
         epoch_key = jax.random.fold_in(key, epoch)
-        return module.before_epoch(params, make_epoch(epoch).batches, epoch_key)
+        read = context.fold(params, context.mesh)
+        moved = module.before_epoch(read, make_epoch(epoch).batches, epoch_key)
+        own = ('item_table', text_path.NAME) * bool(context.text_path)  # not those of the fold
+        return {**moved, **{name: params[name] for name in own}}
 
     return before_epoch

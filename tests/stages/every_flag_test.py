@@ -184,6 +184,8 @@ ELSEWHERE = {
     'distributed': 'test_two_processes_are_one_run',
     'seeds': 'test_one_after_the_other_they_have_the_bits_of_their_runs',
     'members': 'test_a_member_is_the_run_of_its_seed',
+    'text_path': 'test_a_run_with_a_text_path_ranks_and_serves_the_folded_table',
+    'text_path_below': 'test_a_run_with_a_text_path_ranks_and_serves_the_folded_table',
     'sweep': 'test_the_best_setting_by_validation_is_evaluated',
     'sweep_halving': 'test_halving_ends_the_worse_settings_early',
     'append': 'test_an_update_is_a_run_with_all_data',
