@@ -395,7 +395,7 @@ def numbers(context: RunContext, stage: str) -> dict[str, Any]:
 
 def step_of_numbers(context: RunContext, stage: str) -> Callable[..., tuple[State, dict]]:
     """The step (numbers, state, batch, key) -> (state, sums), of which the numbers are traced."""
-    module = context.module(stage)
+    module = context.trained_module(stage)
 
     def step(
         numbers: dict[str, Any],
