@@ -13,6 +13,7 @@ from fame_jax.screen import Screen
 # Commands with flags of their own, and the modules whose `main` they are.
 COMMANDS = {
     'compare': 'fame_jax.report.compare',
+    'search': 'fame_jax.stages.search',
     'serve': 'fame_jax.serving.service.command',
 }
 

@@ -825,8 +825,8 @@ MUTANTS = [
     Mutant(
         'a setting is compared by its first seed',
         'stages/sweep.py',
-        '[_validation(context) for context in runs[name]]',
-        '[_validation(context) for context in runs[name][:1]]',
+        '[validation_of(context) for context in runs[name]]',
+        '[validation_of(context) for context in runs[name][:1]]',
         'stages/sweep_test.py -k have_seeds',
     ),
     Mutant(

@@ -110,9 +110,9 @@ def run_sweep(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
             for context in runs[name]:
                 stack.enter_context(contextlib.closing(context))
         kept = _train(runs, stages, given, folder) if runs else ()
-        found = {name: [_validation(context) for context in runs[name]] for name in runs}
-        metric = _metric(next(iter(runs.values()))[0]) if runs else ''
-        epochs = {name: [_epochs(context) for context in runs[name]] for name in runs}
+        found = {name: [validation_of(context) for context in runs[name]] for name in runs}
+        metric = describe_metric(next(iter(runs.values()))[0]) if runs else ''
+        epochs = {name: [epochs_of(context) for context in runs[name]] for name in runs}
     if not found:
         return
     # A setting that was ended early is below all that went on.
@@ -163,7 +163,7 @@ def _train(
     }
 
     def run_all(names: Sequence[str], is_last: bool, rung: int | None = None) -> None:
-        for group in _groups({name: runs[name] for name in names}, how):
+        for group in group_runs({name: runs[name] for name in names}, how):
             first = runs[group[0]][0]
             own = tuple(last[group[0]])
             wanted = own if is_last else tuple(s for s in first.config.run.stages if s not in own)
@@ -171,7 +171,7 @@ def _train(
                 None if rung is None else rungs(len(runs), eta, first.limits(own[0]).epochs)[rung]
             )
             contexts = [context for name in group for context in runs[name]]
-            run_stages(contexts, wanted, stages, how, _name_of_setting, until)
+            run_stages(contexts, wanted, stages, how, name_of_setting, until)
 
     names = list(runs)
     run_all(names, is_last=False)
@@ -180,7 +180,7 @@ def _train(
         for rung in range(len(rungs(len(runs), eta, 1))):
             if rung == len(decided):
                 run_all(names, is_last=True, rung=rung)
-                value = {n: statistics.fmean(map(_validation, runs[n])) for n in names}
+                value = {n: statistics.fmean(map(validation_of, runs[n])) for n in names}
                 names = sorted(names, key=lambda n: -value[n])[: -(-len(runs) // eta ** (rung + 1))]
                 decided.append(names)
                 record = {'halving': eta, 'settings': list(runs), 'kept': decided}
@@ -220,7 +220,7 @@ def _read_decisions(folder: Path, eta: int, names: Sequence[str]) -> list[list[s
     return stored['kept']
 
 
-def _groups(runs: Mapping[str, Sequence[RunContext]], how: str) -> list[list[str]]:
+def group_runs(runs: Mapping[str, Sequence[RunContext]], how: str) -> list[list[str]]:
     """The settings that one program can train, since they differ in its numbers alone.
 
     Where runs train one after another, each setting is a group.
@@ -248,7 +248,7 @@ def _program_key(context: RunContext) -> str:
     return repr(parts)
 
 
-def _name_of_setting(context: RunContext) -> str:
+def name_of_setting(context: RunContext) -> str:
     """The folder of a setting, and its seed where there are several."""
     folder = context.folder
     if folder.name == f'seed_{context.config.run.seed}':
@@ -329,12 +329,12 @@ def _parse_flags(argv: list[str], where: str) -> dict[str, Any]:
     return values
 
 
-def _validation(context: RunContext) -> float:
+def validation_of(context: RunContext) -> float:
     """The validation metric of the best epoch of a run's last stage."""
     return _progress(context)['best_value']
 
 
-def _epochs(context: RunContext) -> int:
+def epochs_of(context: RunContext) -> int:
     """The epochs that a run's last stage has had."""
     return _progress(context)['epoch']
 
@@ -344,7 +344,7 @@ def _progress(context: RunContext) -> dict[str, Any]:
     return context.progress(last)
 
 
-def _metric(context: RunContext) -> str:
+def describe_metric(context: RunContext) -> str:
     """The metric by which settings are compared, in words."""
     return f'NDCG@20, {"masked" if context.selects_masked else "unmasked"}'
 
