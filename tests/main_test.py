@@ -1,5 +1,6 @@
 """The command line as a process: its first word, and that no stage is silent."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from fixtures import ROOT
 
 from fame_jax import screen, stages
-from fame_jax.main import main
+from fame_jax.main import COMMANDS, main
 
 
 def first_line(*argv):
@@ -68,3 +69,12 @@ def test_without_arguments_the_usage_is_printed_and_nothing_is_trained(
     assert main([]) == 0
     assert capsys.readouterr().out.startswith('usage: fame_jax')
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_the_usage_names_each_command_and_each_has_help(name, capsys):
+    assert main([]) == 0
+    assert f'\n  fame_jax {name} ' in capsys.readouterr().out
+    with contextlib.suppress(SystemExit):
+        main([name, '--help'])
+    assert f'fame_jax {name}' in capsys.readouterr().out

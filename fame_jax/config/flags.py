@@ -146,6 +146,10 @@ def usage() -> str:
   fame_jax --flagfile=quickstart.cfg
   fame_jax --dataset=orders.csv --columns=user:customer,item:sku,time:bought_at
 
+  fame_jax compare RUN RUN ...      runs next to each other, in one page and one table
+  fame_jax search --space=FILE ...  a search of settings
+  fame_jax serve --export=FOLDER    an HTTP server of recommendations
+
 The same command again resumes an interrupted run. A later value of a flag wins.
 --help lists all flags, --version prints the version.
 Flag files of the program: {', '.join(sorted(packaged_files()))}."""
