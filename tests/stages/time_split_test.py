@@ -250,14 +250,16 @@ def test_runs_with_other_splits_share_prepared_data(log, run, tmp_path):
 
 
 def test_each_history_of_a_user_is_shuffled_by_itself():
-    """Targets 4 and 5 of one user: the histories overlap, and each keeps its last item."""
-    items = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9], np.int32)
-    bounds = np.array([0, 0, 5]), np.array([3, 4, 8])
+    """Histories of 9, 10 and 11 items of one user overlap, and each keeps its last item."""
+    items = np.arange(1, 17, dtype=np.int32)
+    bounds = np.array([0, 0, 0, 12]), np.array([9, 10, 11, 15])
     found = graph_baseline._shuffle(item_graph.Histories(items, *bounds, items[bounds[1]]))
     rows = [found.items[a:b].tolist() for a, b in zip(found.starts, found.ends)]
-    assert [sorted(row) for row in rows] == [[1, 2, 3], [1, 2, 3, 4], [6, 7, 8]]
-    assert [row[-1] for row in rows] == [3, 4, 8] and found.targets.tolist() == [4, 5, 9]
-    alone = histories.shuffle_items(items, bounds[0][:1], bounds[1][:1])[:3]
+    expected = [items[a:b].tolist() for a, b in zip(*bounds)]
+    assert [sorted(row) for row in rows] == expected and rows != expected
+    assert [row[-1] for row in rows] == [9, 10, 11, 15]
+    assert found.targets.tolist() == [10, 11, 12, 16]
+    alone = histories.shuffle_items(items, bounds[0][:1], bounds[1][:1])[:9]
     assert rows[0] == alone.tolist()
 
 
