@@ -57,6 +57,7 @@ def test_requirements_are_those_of_the_package_and_its_tests():
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     extras = project['optional-dependencies']
     wanted = {*project['dependencies'], *extras['dev'], *extras['text'], *extras['faiss']}
+    wanted |= {*extras['onnx']}
     lines = (ROOT / 'requirements.txt').read_text().splitlines()
     assert {line for line in lines if line and not line.startswith('#')} == wanted
     assert {*extras} == {'cuda', 'text', 'faiss', 'onnx', 'serve', 'dev'}
