@@ -4,11 +4,12 @@
 
 PYTHON is the interpreter of the peers' environment (benchmarks/peers/README.md). SASRec, GRU4Rec,
 BERT4Rec and CORE are compared with RecBole's; FAME with a plain PyTorch form of its equations, in
-its two variants. A peer trains on the same histories, in a process of its own. Our models are timed
-by whole epochs after compilation, the layout of rows included; a peer by --peer_batches batches,
-from whose median its epoch is extrapolated. Targets are the terms of an epoch's losses. The number
-of optimizer steps differs, and BERT4Rec draws other masks, so the last column is per target.
-Without --peers only ours are timed.
+its two variants. With --peer_device=cuda FAME and SASRec are compared with plain PyTorch on the
+GPU, as it is and by torch.compile; RecBole is then not needed. A peer trains on the same histories,
+in a process of its own. Our models are timed by whole epochs after compilation, the layout of rows
+included; a peer by --peer_batches batches, from whose median its epoch is extrapolated. Targets are
+the terms of an epoch's losses. The number of optimizer steps differs, and BERT4Rec draws other
+masks, so the last column is per target. Without --peers only ours are timed.
 
 Other load on the machine slows PyTorch far more than XLA, so a ratio from a busy machine means
 nothing.
@@ -61,9 +62,13 @@ def time_recbole(name: str, args: argparse.Namespace, folder: Path) -> Record:
 
 
 @contextlib.contextmanager
-def torch_fame(module: Any, args: argparse.Namespace, folder: Path) -> Iterator[Any]:
+def torch_fame(
+    module: Any, args: argparse.Namespace, folder: Path, compiled: bool = False
+) -> Iterator[Any]:
     """fame_torch.py as a function batches -> the figures so far; it waits between its turns."""
-    more = [f'--{name}={getattr(module, name)}' for name in FAME_FIELDS]
+    more = [f'--{name}={getattr(module, name, 1)}' for name in FAME_FIELDS]
+    more += [f'--device={args.peer_device}', *(['--compile'] if compiled else [])]
+    more += [] if hasattr(module, 'num_experts') else ['--forms=sasrec']
     process = subprocess.Popen(
         command('fame_torch.py', args, folder, *more, '--turns'),
         stdin=subprocess.PIPE,
@@ -82,7 +87,8 @@ def torch_fame(module: Any, args: argparse.Namespace, folder: Path) -> Iterator[
     def turn(batches: int) -> list[Record]:
         print(batches, file=process.stdin, flush=True)
         forms = read()
-        return [{'peer': f'PyTorch, {form}', **about, **timed} for form, timed in forms.items()]
+        name = 'PyTorch, compiled' if compiled else 'PyTorch'
+        return [{'peer': f'{name}, {form}', **about, **timed} for form, timed in forms.items()]
 
     try:
         yield turn
@@ -96,7 +102,13 @@ def take_turns(
 ) -> tuple[list[float], list[Record]]:
     """Ours, the peer, ours again and so on: seconds of each epoch of ours, and the peer's forms."""
     times, peers = [timing.time_calls(training.epoch, 1)], []
-    if args.peers and name in RECBOLE:
+    on_gpu = args.peers and args.peer_device == 'cuda'
+    if on_gpu and name in ('fame', 'sasrec'):
+        for compiled in (False, True):
+            with torch_fame(training.module, args, folder, compiled) as turn:
+                peers += turn(args.peer_batches)
+            times.append(timing.time_calls(training.epoch, 1))
+    elif args.peers and name in RECBOLE:
         peers = [time_recbole(RECBOLE[name], args, folder)]
     elif args.peers and name == 'fame':
         with torch_fame(training.module, args, folder) as turn:
@@ -161,6 +173,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--models', default='sasrec,gru4rec,bert4rec,core,fame')
     parser.add_argument('--peers', default='', help="the peers' python; empty: only our models")
     parser.add_argument('--peer_batches', type=int, default=40, help='timed, of each peer')
+    parser.add_argument('--peer_device', default='cpu', choices=('cpu', 'cuda'))
     parser.add_argument('--peer_batch', type=int, default=256, help='prefixes in a step of a peer')
     parser.add_argument(
         '--anomaly_detection', action='store_true', help='RecBole as installed, which turns it on'

@@ -7,6 +7,7 @@
     result.metrics['test']['masked']['ndcg@10']
     result.recommender.recommend(['7', '12'], k=10)
     fj.load('folder')                       # a run's folder or an export
+    fj.update('runs/shop', new_actions)     # new days of data
 
 The names below are the public interface; they are imported at their first use, so that importing
 this package imports neither jax nor numpy.
@@ -16,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fame_jax.api import FitResult, Training, evaluate, fit, load
+    from fame_jax.api import FitResult, Training, evaluate, fit, load, update
     from fame_jax.data.dataset import Dataset
     from fame_jax.errors import UserError
     from fame_jax.evaluation.ranking import Ranks
@@ -44,6 +45,7 @@ __version__ = '0.2.0'
 _MODULE_OF = {
     'Dataset': 'data.dataset',
     'fit': 'api',
+    'update': 'api',
     'Training': 'api',
     'FitResult': 'api',
     'evaluate': 'api',

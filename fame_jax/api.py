@@ -1,4 +1,4 @@
-"""The Python interface: fit, evaluate and load. The command line runs the same stages.
+"""The Python interface: fit, update, evaluate and load. The command line runs the same stages.
 
 Names are exported from the package itself; see fame_jax/__init__.py.
 """
@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np
 
 from fame_jax import run_dir, stages
 from fame_jax.config import flags
-from fame_jax.data import eval_batches
+from fame_jax.data import append
 from fame_jax.data.dataset import Dataset
+from fame_jax.data.eval_batches import EvalBatches
 from fame_jax.errors import UserError
 from fame_jax.evaluation import ranking
 from fame_jax.evaluation.ranking import Ranks
@@ -26,7 +28,7 @@ from fame_jax.models.fame import FAME
 from fame_jax.models.item_model import ItemModel
 from fame_jax.serving import export
 from fame_jax.serving.recommender import Recommender
-from fame_jax.stages import members, settings
+from fame_jax.stages import members, settings, updated_run
 from fame_jax.stages.context import EVAL_USERS
 from fame_jax.stages.model_source import read_source
 from fame_jax.stages.open_recommender import open_recommender
@@ -142,6 +144,29 @@ class FitResult:
     recommender: Recommender
     runs: tuple['FitResult', ...] = ()
 
+    def update(
+        self,
+        actions: Any,
+        *,
+        workdir: str | Path | None = None,
+        epochs: int | None = None,
+        patience: int | None = None,
+        learning_rate: float | None = None,
+        replay: float | None = None,
+        progress: Literal['auto', 'bar', 'lines', 'none'] = 'auto',
+    ) -> 'FitResult':
+        """Appends new actions and trains on, as `fame_jax.update`; of several seeds, each run."""
+        more = {'epochs': epochs, 'patience': patience, 'learning_rate': learning_rate}
+        more |= {'replay': replay, 'progress': progress}
+        if not self.runs:
+            return update(self.workdir, actions, workdir=workdir, **more)
+        folder = Path(workdir) if workdir else _updated_folder(self.runs[0].workdir, actions, 2)
+        runs = [
+            update(run.workdir, actions, workdir=folder / run.workdir.name, **more)
+            for run in self.runs
+        ]
+        return _combine(runs, folder)
+
 
 def fit(
     data: Dataset,
@@ -158,7 +183,7 @@ def fit(
 
     Args:
       data: interactions; the last item of each user is the test target, the one before the
-        validation target.
+        validation target. `data.split_by_time()` has other targets.
       model: a module such as FAME(width=64) or SASRec(); the number of items is filled in. None:
         FAME().
       training: epochs, rates and seeds.
@@ -177,8 +202,11 @@ def fit(
     several = len(training.seeds) > 1
     folders = {s: folder / f'seed_{s}' if several else folder for s in training.seeds}
     runs = _fit(data, model, training, folders, folder, progress)
-    if not several:
-        return runs[0]
+    return _combine(runs, folder) if several else runs[0]
+
+
+def _combine(runs: Sequence[FitResult], folder: Path) -> FitResult:
+    """The result of several seeds: means, deviations, and the best seed by validation."""
     # Runs of earlier versions were selected by the masked ranking.
     select_on = run_dir.read_json(runs[0].workdir / 'results.json')['card'].get('select_on')
     protocol = select_on or 'masked'
@@ -190,22 +218,84 @@ def fit(
         history=runs[0].history,
         workdir=folder,
         recommender=best.recommender,
-        runs=runs,
+        runs=tuple(runs),
     )
+
+
+def update(
+    run: str | Path,
+    actions: Any,
+    *,
+    workdir: str | Path | None = None,
+    epochs: int | None = None,
+    patience: int | None = None,
+    learning_rate: float | None = None,
+    replay: float | None = None,
+    progress: Literal['auto', 'bar', 'lines', 'none'] = 'auto',
+) -> FitResult:
+    """Appends new actions to a run's data, trains its last stage on, and evaluates it.
+
+    Users and items keep their numbers, new ones follow. The run stays as it is; the update is a
+    run of its own, which can be updated again. The same call goes on from what its folder holds.
+
+    Args:
+      run: the folder of a trained run.
+      actions: a frame with the columns that the run's data were made of, or the path of a log in
+        the form of the run's; new actions only.
+      workdir: the folder of the update; None: one beside the run, named by the new actions.
+      epochs: greatest number of epochs.
+      patience: epochs without a better validation NDCG@20 after which training ends.
+      learning_rate: Adam's; None: that of the run's stage.
+      replay: share of the windows without new actions that each epoch trains on too.
+      progress: as in `fit`.
+
+    Raises:
+      UserError: when the folder is no trained run, or the actions do not fit its data.
+    """
+    stage = updated_run.last_stage(str(run))
+    folder = Path(workdir) if workdir else _updated_folder(Path(run), actions)
+    is_path = isinstance(actions, str | os.PathLike)
+    rate = 'learning_rate' if stage == 'pretrain' else 'finetune_learning_rate'
+    given = {f'{stage}_epochs': epochs, 'patience': patience, rate: learning_rate}
+    given |= {'replay': replay, 'progress': progress, 'from': run, 'workdir': folder}
+    given['append'] = os.fspath(actions) if is_path else 'frame'
+    argv = [f'--{name}={value}' for name, value in given.items() if value is not None]
+    context = stages.open_run(flags.parse(argv))
+    with contextlib.closing(context):
+        context.prints = progress != 'none'
+        try:
+            stages.STAGES['update'](context, None if is_path else actions)
+            stages.STAGES['evaluate'](context)
+        except Interrupted as error:
+            raise KeyboardInterrupt(
+                f'{error}; call update again with the same arguments to go on'
+            ) from None
+        return _read_result(context)
+
+
+def _updated_folder(run: Path, actions: Any, up: int = 1) -> Path:
+    """A folder beside the run, `up` levels above it, that is the same for the same actions."""
+    data, min_rating = stages.read_data(str(run))
+    digest = append.digest(append.read_like(actions, data, min_rating))
+    above = run.absolute().parents[up - 1]
+    name = run.absolute().parts[-up]
+    return above / f'{name}_{digest[:8]}'
 
 
 def evaluate(
     recommender: Recommender, data: Dataset, split: Literal['validation', 'test'] = 'test'
 ) -> Ranks:
-    """Ranks every user's held-out item among all items.
+    """Ranks every held-out item among all items.
 
     Args:
       recommender: of `fit` or `load`.
       data: users and their histories; items by the caller's ids.
-      split: 'test', the last item of each user, or 'validation', the one before.
+      split: 'test', the last item of each user, or 'validation', the one before. Of data that are
+        split by time (`data.split_by_time()`), the targets of that split.
 
     Returns:
-      Ranks, int32 [U] in the order of data.user_ids for both protocols;
+      Ranks, int32 [U] in the order of data.user_ids for both protocols; of a split by time [R], in
+      the order of data.split.parts[split].users.
       `fame_jax.evaluation.metrics.metrics(ranks.masked)` are HR, NDCG and MRR.
 
     Raises:
@@ -218,17 +308,17 @@ def evaluate(
             f'{len(unknown):,} items of the data are not in the catalogue, such as {unknown[0]!r}'
         )
     index_V = np.concatenate([[0], known]).astype(np.int32)
-    items, offsets, target_U = data.leave_one_out(split)
-    model, num_users = recommender.model, data.num_users
-    batches = eval_batches.eval_batches(
-        index_V[items], offsets, index_V[target_U], model.max_length, min(EVAL_USERS, num_users)
+    starts, ends = data.history_bounds(split)
+    model, items, number = recommender.model, index_V[data.items], len(ends)
+    batches = EvalBatches(
+        items, starts, ends, items[ends], model.max_length, min(EVAL_USERS, number)
     )
     return ranking.rank_users(
         model.encode,
         model.params,
         model.item_VD,
         batches,
-        num_users,
+        number,
         model.combine,
         num_items=recommender.num_items,
     )
@@ -281,6 +371,7 @@ def _fit(
     argv = [
         f'--dataset={data.card.get("name", "data")}',
         f'--progress={progress}',
+        *_split_flags(data),
         *training.flags(),
     ]
     with contextlib.ExitStack() as stack:
@@ -313,6 +404,14 @@ def _fit(
             raise KeyboardInterrupt(
                 f'{error}; call fit again with the same arguments to go on'
             ) from None
+
+
+def _split_flags(data: Dataset) -> list[str]:
+    """The split of the data as flags of a run."""
+    if data.time_split is None:
+        return []
+    card = data.time_split.card
+    return ['--split=time', f'--split_at={card["at"]}', f'--split_targets={card["targets"]}']
 
 
 def _read_result(context: stages.RunContext) -> FitResult:
@@ -365,6 +464,9 @@ def _save_data(data: Dataset, context: stages.RunContext) -> None:
     """Writes the data set into the run's folder, or checks that it is the one there."""
     if context.is_prepared:
         if context.data.card['fingerprint'] != data.fingerprint():
-            raise UserError(f'{context.folder} holds a run on other data; choose another workdir')
+            raise UserError(
+                f'{context.folder} holds a run on other data, or on another split of them; choose '
+                'another workdir'
+            )
         return
     save_data(context, data)

@@ -1,6 +1,7 @@
 """The command line: flags to settings, then each stage in order."""
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -9,9 +10,16 @@ from fame_jax.config import Devices, flags
 from fame_jax.errors import UserError
 from fame_jax.screen import Screen
 
+# Commands with flags of their own, and the modules whose `main` they are.
+COMMANDS = {
+    'compare': 'fame_jax.report.compare',
+    'search': 'fame_jax.stages.search',
+    'serve': 'fame_jax.serving.service.command',
+}
+
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the stages of one run.
+    """Runs the stages of one run, or the command that the first argument names.
 
     Args:
       argv: arguments without the program's name.
@@ -20,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
       The exit code: 0; 2 for a user's mistake, which is one line on stderr; 130 after Ctrl-C;
       128 + n after signal n.
     """
+    if argv and argv[0] in COMMANDS:
+        return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
     if any(argument in ('-h', '--help', '--helpfull') for argument in argv):
         print(flags.help_text())
         return 0

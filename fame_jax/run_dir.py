@@ -10,11 +10,17 @@ checkpoints/     by stage
 text/            item vectors and labels of FAME+; heads.svg and items.svg show them trained
 model_source.py  the class, where --model names one outside this package
 tensorboard/     event files
+tracking.json    ids of the run in MLflow and trackio, where --track names them
 
 The folder of several seeds holds the data of all, and
 
 seed_0/, ...     a run each
 seeds.json       means and deviations of their metrics, and tests over all of them
+
+The folder of a sweep holds the data and a folder for each setting, and
+
+sweep.json       the settings and their validation metric, best first
+sweep.svg        a panel for each flag
 """
 
 import contextlib

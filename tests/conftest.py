@@ -12,7 +12,8 @@ from absl import flags
 
 # pytest explains the failed assertions of these modules as it does those of test files.
 pytest.register_assert_rewrite(
-    *('oracles', 'fixtures', 'model_checks', 'run_fixtures', 'device_fixtures', 'clock_fixtures')
+    *('oracles', 'fixtures', 'model_checks', 'run_fixtures', 'device_fixtures', 'clock_fixtures'),
+    'service_fixtures',
 )
 
 # Arrays of different rank do not broadcast: in these formulas that would be a bug.

@@ -92,8 +92,8 @@ MUTANTS = [
     Mutant(
         'evaluate takes the data set for the catalogue',
         'api.py',
-        'index_V[items], offsets, index_V[target_U]',
-        'items, offsets, target_U',
+        'recommender.model, index_V[data.items], len(ends)',
+        'recommender.model, data.items, len(ends)',
         'api_test.py -k another_order',
     ),
     Mutant(
@@ -170,17 +170,61 @@ MUTANTS = [
     # Data.
     Mutant(
         'validation for test',
-        'data/dataset.py',
-        "TARGET_PLACES = {'validation': 2, 'test': 1}",
-        "TARGET_PLACES = {'validation': 1, 'test': 2}",
+        'data/split.py',
+        "{'validation': Targets(users, starts, stops - 2)}\n"
+        "    parts['test'] = Targets(users, starts, stops - 1)",
+        "{'validation': Targets(users, starts, stops - 1)}\n"
+        "    parts['test'] = Targets(users, starts, stops - 2)",
         'data/dataset_test.py',
     ),
     Mutant(
         'the validation item is trained on',
-        'data/dataset.py',
-        'return self._without_last(2)',
-        'return self._without_last(1)',
+        'data/split.py',
+        'return Split(stops - 2, parts)',
+        'return Split(stops - 1, parts)',
         f'{COUNTS} data/dataset_test.py',
+    ),
+    Mutant(
+        'the moment itself is trained on',
+        'data/split.py',
+        'np.cumsum(times < moment)',
+        'np.cumsum(times <= moment)',
+        'data/split_test.py -k loop',
+    ),
+    Mutant(
+        'validation is not before the test',
+        'data/split.py',
+        'earlier = _quantile(before, share) if',
+        'earlier = _quantile(times, share / 2) if',
+        'data/split_test.py -k loop',
+    ),
+    Mutant(
+        'two splits have one fingerprint',
+        'data/dataset.py',
+        'if self.time_split is None:\n            return fingerprint',
+        'if True:\n            return fingerprint',
+        'data/split_test.py -k other_data',
+    ),
+    Mutant(
+        'windows of a split by time are those of leave one out',
+        'stages/train.py',
+        'options.long_histories, data.split.train_ends',
+        'options.long_histories, data.offsets[1:] - 2',
+        'stages/time_split_test.py -k windows',
+    ),
+    Mutant(
+        'several histories of a user are shuffled in one place',
+        'stages/graph_baseline.py',
+        'if (test.starts[1:] < test.ends[:-1]).any():',
+        'if False:',
+        'stages/time_split_test.py -k by_itself',
+    ),
+    Mutant(
+        'two splits in one table',
+        'report/tables.py',
+        'if not time_split:\n        return dataset',
+        'if True:\n        return dataset',
+        'report/tables_test.py -k splits',
     ),
     Mutant(
         'windows without the next target',
@@ -739,8 +783,8 @@ MUTANTS = [
     Mutant(
         'members train on the batches of the first',
         'training/members.py',
-        'program(state, stack_members(blocks + [[]] * empty), key)',
-        'program(state, stack_members([blocks[0]] * places), key)',
+        'stack_members(blocks + [[]] * empty, numbers)',
+        'stack_members([blocks[0]] * places, numbers)',
         'stages/members_test.py -k is_the_run_of_its_seed',
     ),
     Mutant(
@@ -760,15 +804,29 @@ MUTANTS = [
     Mutant(
         'the worst setting is the best',
         'stages/sweep.py',
-        'key=lambda name: -statistics.fmean(found[name])',
-        'key=lambda name: statistics.fmean(found[name])',
+        '(name not in kept, -statistics.fmean(found[name]))',
+        '(name not in kept, statistics.fmean(found[name]))',
         'stages/sweep_test.py -k best_setting',
+    ),
+    Mutant(
+        'settings in one program have the numbers of the first',
+        'training/members.py',
+        'numbers = [member.numbers_N for member in members]',
+        'numbers = [members[0].numbers_N for member in members]',
+        'stages/sweep_test.py -k "in_one_program and sasrec"',
+    ),
+    Mutant(
+        'halving ends the best',
+        'stages/sweep.py',
+        'key=lambda n: -value[n])',
+        'key=lambda n: value[n])',
+        'stages/sweep_test.py -k "halving_ends and loop"',
     ),
     Mutant(
         'a setting is compared by its first seed',
         'stages/sweep.py',
-        'for path in _runs(folder / name)]',
-        'for path in _runs(folder / name)[:1]]',
+        '[validation_of(context) for context in runs[name]]',
+        '[validation_of(context) for context in runs[name][:1]]',
         'stages/sweep_test.py -k have_seeds',
     ),
     Mutant(
@@ -1078,6 +1136,69 @@ MUTANTS = [
         'models/bert4rec.py',
         'return earlier_BLL | earlier_BLL.swapaxes(1, 2)',
         'return earlier_BLL',
+        'models/bert4rec_test.py',
+    ),
+    Mutant(
+        'a text path for items without a text',
+        'models/text_path.py',
+        'always_V = has_V & (actions_V < below)',
+        'always_V = actions_V < below',
+        'models/text_path_test.py',
+    ),
+    Mutant(
+        'a text path for items at the limit of actions',
+        'models/text_path.py',
+        'always_V = has_V & (actions_V < below)',
+        'always_V = has_V & (actions_V <= below)',
+        'models/text_path_test.py',
+    ),
+    Mutant(
+        'rare items take their rows in training',
+        'models/text_path.py',
+        "constants['always'] | (drawn_V & has_text_V)",
+        'drawn_V & has_text_V',
+        'models/text_path_test.py',
+    ),
+    Mutant(
+        'validation ranks without the text path',
+        'stages/train.py',
+        'context.fold(params, context.mesh), ' + "'selection'",
+        "params, 'selection'",
+        'stages/text_runs_test.py',
+    ),
+    Mutant(
+        'actions of the text path count those held out',
+        'stages/context.py',
+        'actions_V = np.bincount(trained, minlength=data.num_items + 1)',
+        'actions_V = np.bincount(data.items, minlength=data.num_items + 1)',
+        'stages/text_runs_test.py',
+    ),
+    Mutant(
+        'lists of heads keep the items of the history',
+        'stages/top_lists.py',
+        'seen = batch.seen_BS if context.selects_masked else batch.seen_BS[:, :0]',
+        'seen = batch.seen_BS[:, :0]',
+        'stages/evaluate_test.py',
+    ),
+    Mutant(
+        'active experts are balanced by all',
+        'models/fame.py',
+        'all_active=self.active_experts in (0, self.num_experts)',
+        'all_active=True',
+        'models/experts_test.py',
+    ),
+    Mutant(
+        'positions from the end count from the start',
+        'models/bert4rec.py',
+        "if self.positions == 'end':",
+        "if self.positions == 'nowhere':",
+        'models/bert4rec_test.py',
+    ),
+    Mutant(
+        'last_share masks by the draw too',
+        'models/bert4rec.py',
+        'drawn_BL &= ~(earlier_BLL & alone_BL[:, :, None]).any(axis=1)',
+        'drawn_BL |= (earlier_BLL & alone_BL[:, :, None]).any(axis=1) & False',
         'models/bert4rec_test.py',
     ),
     Mutant(
@@ -1534,8 +1655,8 @@ MUTANTS = [
     Mutant(
         'the filter is always on',
         'serving/recommender.py',
-        'seen = [known[i][0] if filter_seen and i >= 0 else nothing for i in history_B]',
-        'seen = [known[i][0] if i >= 0 else nothing for i in history_B]',
+        'request.indices if request.filter_seen and i >= 0 else nothing',
+        'request.indices if i >= 0 else nothing',
         f'{RECOMMENDER} {BEST} -k "filter or seen"',
     ),
     Mutant(
@@ -1551,6 +1672,56 @@ MUTANTS = [
         'self._all_allowed_V = np.arange(len(self.item_ids)) > 0',
         'self._all_allowed_V = np.arange(len(self.item_ids)) >= 0',
         f'{RECOMMENDER} {EXPLAIN}',
+    ),
+    Mutant(
+        'all rows of a batch have the candidates of the first',
+        'serving/recommender.py',
+        'if any(request.allowed_V is not allowed_V for request in row_requests):',
+        'if False:',
+        f'{RECOMMENDER} -k share_batches',
+    ),
+    Mutant(
+        'histories of a job are answered by another version',
+        'serving/service/batching.py',
+        'same = [job for job in self._jobs if job.recommender is recommender]',
+        'same = list(self._jobs)',
+        'serving/service_batching_test.py',
+    ),
+    Mutant(
+        'a fault of one request is that of its whole batch',
+        'serving/service/batching.py',
+        'if len(parts) == 1:',
+        'if len(parts):',
+        'serving/service_test.py -k faulty',
+    ),
+    Mutant(
+        'a folder is read while it is being copied',
+        'serving/service/versions.py',
+        'if before.get(found.name) == found.stamp and self._is_new(found):',
+        'if self._is_new(found):',
+        'serving/service_versions_test.py -k slow_copy',
+    ),
+    Mutant(
+        'an export that was replaced while it was read is served',
+        'serving/service/versions.py',
+        'if read_digest(found.path) != digest:',
+        'if not digest:',
+        'serving/service_versions_test.py -k replaced_while',
+    ),
+    Mutant(
+        'the start of a token suffices',
+        'serving/service/guard.py',
+        'hmac.compare_digest(value, token)',
+        'token.startswith(value)',
+        'serving/service_test.py -k token',
+    ),
+    Mutant(
+        'connections are closed at once by a stop',
+        'serving/service/command.py',
+        'await asyncio.sleep(quiet_seconds)',
+        'await asyncio.sleep(0)',
+        'serving/service_load_test.py -k stop',
+        excuse='only requests that are on their way at that moment are lost, which is rare',
     ),
     Mutant(
         'similar items include the item',
@@ -1796,8 +1967,8 @@ MUTANTS = [
     Mutant(
         'the last parameters are evaluated and served',
         'stages/context.py',
-        "checkpoints.restore(best=abstract_params(module))['best']",
-        "checkpoints.restore(params=abstract_params(module))['params']",
+        "checkpoints.restore(best=abstract_params(trained))['best']",
+        "checkpoints.restore(params=abstract_params(trained))['params']",
         BEST,
     ),
     Mutant(
@@ -1838,8 +2009,8 @@ MUTANTS = [
     Mutant(
         'the item graph is not ranked anew after shuffling',
         'stages/graph_baseline.py',
-        'items=histories.shuffle_items(data.items, test.starts, test.ends)',
-        'items=data.items',
+        'items=histories.shuffle_items(test.items, test.starts, test.ends)',
+        'items=test.items',
         'stages/graph_baseline_test.py',
     ),
     Mutant(
@@ -1852,8 +2023,8 @@ MUTANTS = [
     Mutant(
         'unseen targets are seen',
         'stages/evaluate.py',
-        'items, _ = context.data.training_histories()\n    _, _, target_U',
-        'items = context.data.items\n    _, _, target_U',
+        'items, _ = data.training_histories()\n    _, ends',
+        'items = data.items\n    _, ends',
         COUNTS,
     ),
     Mutant(
@@ -1901,9 +2072,8 @@ MUTANTS = [
     Mutant(
         'the page shows test histories with their target',
         'stages/report.py',
-        "items, offsets, target_U = data.leave_one_out('test')\n    cases = []",
-        "items, offsets, target_U = data.items, data.offsets, data.leave_one_out('test')[2]\n"
-        '    cases = []',
+        'data.items[starts[row] : ends[row]].tolist()',
+        'data.items[starts[row] : ends[row] + 1].tolist()',
         'stages/report_test.py -k cases',
     ),
     Mutant(
@@ -1947,6 +2117,42 @@ MUTANTS = [
         'path.unlink() if before is None else path.write_bytes(before)',
         'pass',
         'stages/prepare_test.py -k "binds or written"',
+    ),
+    # Updates.
+    Mutant(
+        'new items take the numbers of old ones',
+        'data/append.py',
+        'numbers |= {name: len(known) + number for',
+        'numbers |= {name: number for',
+        'data/append_test.py -k histories',
+    ),
+    Mutant(
+        'actions that wait are lost',
+        'stages/update.py',
+        'update_start.read_waiting(before.folder),',
+        'append.NO_ACTIONS,',
+        'stages/update_test.py -k update_of_an_update',
+    ),
+    Mutant(
+        'the row of a new item knows of a held-out item',
+        'stages/update_start.py',
+        'trained[:-1] & trained[1:]',
+        'trained[:-1] | trained[1:]',
+        'stages/update_test.py -k without_an_epoch',
+    ),
+    Mutant(
+        'an update begins with empty moments',
+        'training/optimizer.py',
+        'news[place] = jax.tree.map(_like, node, news[place])',
+        'news[place] = news[place]',
+        'training/optimizer_test.py -k carried',
+    ),
+    Mutant(
+        'windows with new actions are a share too',
+        'stages/update_start.py',
+        'chosen = np.sort(np.concatenate([new, replayed]))',
+        'chosen = np.sort(replayed)',
+        'stages/update_test.py -k long_window',
     ),
     # Texts.
     Mutant(
@@ -2026,6 +2232,21 @@ MUTANTS = [
         'np.asarray(item_VD)',
         'text/facet_objective_test.py',
     ),
+    # Trackers.
+    Mutant(
+        'a resumed run is another tracked run',
+        'training/trackers.py',
+        "begun = str(stored.get(name) or '')",
+        "begun = ''",
+        'training/trackers_test.py -k settings_once',
+    ),
+    Mutant(
+        'the failure of a tracker ends the run',
+        'training/trackers.py',
+        'except Exception as error:  # of any library',
+        'except UserError as error:  # of any library',
+        'training/trackers_test.py -k one_line_and',
+    ),
     # Reports.
     Mutant(
         'the page shows validation ranks',
@@ -2068,6 +2289,34 @@ MUTANTS = [
         "ranks[f'{self.stage}/test/{protocol}']",
         "ranks[f'{self.stage}/validation/{protocol}']",
         'report/tables_test.py',
+    ),
+    Mutant(
+        'the best of compared runs by test',
+        'report/comparison.py',
+        "run.spread('validation', self.protocol, SELECTION)",
+        "run.spread('test', self.protocol, SELECTION)",
+        'report/comparison_test.py -k best_run',
+    ),
+    Mutant(
+        'runs of other splits are compared',
+        'report/comparison.py',
+        "return (card['dataset']['fingerprint'], *facts, report.protocol)",
+        "return (card['dataset']['fingerprint'], '', '', '', '', '', report.protocol)",
+        'report/comparison_test.py -k own',
+    ),
+    Mutant(
+        'the interval of the first seed alone',
+        'report/comparison.py',
+        'significance.paired_interval(first_SU.mean(0), second_SU.mean(0))',
+        'significance.paired_interval(first_SU[0], second_SU[0])',
+        'report/comparison_test.py -k paired',
+    ),
+    Mutant(
+        'the line of a sweep joins all settings',
+        'report/figures_of_runs.py',
+        'if others == others_S[best]',
+        'if others',
+        'report/figures_of_runs_test.py -k joins',
     ),
     Mutant(
         'the item that helps is said to hurt',

@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 
 from fame_jax.data.dataset import Dataset
-from fame_jax.evaluation import groups
+from fame_jax.evaluation import groups, lists
+from fame_jax.evaluation.metrics import PROTOCOLS, metrics
 from fame_jax.report.collect import Case, Curves, Grouping, PaperRow, RunReport
 from fame_jax.report.figures import AGREEMENT
 
@@ -154,3 +155,68 @@ def make_run_folder(folder):
     }
     np.savez(folder / 'ranks.npz', **ranks)
     return data, ranks
+
+
+COMPARED_USERS = 40
+
+
+def make_compared_run(folder, seed=0, *, stages=('pretrain',), better=0, card=None, config=None):
+    """Writes an evaluated run of 40 users with all files that a comparison reads.
+
+    Args:
+      folder: of the run; its prepared data are the same for all runs.
+      seed: of the ranks, and of the run.
+      stages: that are trained.
+      better: how many users have their test target at rank 1; of the others it is random.
+      card: facts of the protocol card in the place of the usual ones.
+      config: flags, likewise.
+    """
+    folder.mkdir(parents=True)
+    histories = [np.arange(1, 5 + u % 5) + u % 7 for u in range(COMPARED_USERS)]
+    data = Dataset(
+        np.concatenate(histories).astype(np.int32),
+        np.cumsum([0, *map(len, histories)]).astype(np.int64),
+        [f'user {u}' for u in range(COMPARED_USERS)],
+        ['', *(f'item {v}' for v in range(1, 21))],
+        {'name': 'toys'},
+    )
+    data.save(folder / 'dataset')
+    facts = json.loads((folder / 'dataset' / 'dataset.json').read_text())
+    rng = np.random.default_rng(seed)
+    results, ranks, log = {}, {}, []
+    for stage in ('popularity', *stages):
+        rank_U = rng.integers(1, 21, COMPARED_USERS)
+        rank_U[: better if stage == stages[-1] else 0] = 1
+        of_stage = {'masked': rank_U, 'unmasked': rank_U + 1}
+        ranks |= {f'{stage}/test/{protocol}': of_stage[protocol] for protocol in PROTOCOLS}
+        found = {protocol: metrics(of_stage[protocol]) for protocol in PROTOCOLS}
+        of_lists = {'masked': dict.fromkeys(lists.COLUMNS, 0.5)}
+        results[stage] = {'model': stage.upper(), 'test': found, 'lists': of_lists}
+        results[stage]['validation'] = {p: {'ndcg@20': 0.1 + 0.01 * seed} for p in PROTOCOLS}
+        line = {'stage': stage, 'step': 1, 'split': 'validation'}
+        log += [{**line, 'epoch': n, 'ndcg@20': 0.1 * n} for n in range(3) if stage in stages]
+    machine = {'device': {'kind': 'cpu', 'count': 1}, 'code': '1.2.3'}
+    of_training = {'best_epoch': 2, 'epochs': 2, 'seconds': 1.5, 'parameters': 10}
+    settings = {'model': 'sasrec', 'learning_rate': 0.001, 'patience': 5, 'workdir': str(folder)}
+    written = {
+        'dataset': facts,
+        'split': 'leave one out',
+        'ties': 'count against the target',
+        'select_on': 'masked',
+        'selection': 'best epoch by validation ndcg@20',
+        'seed': seed,
+        'config': settings | {'seed': seed} | (config or {}),
+        'stages': {stage: of_training | {'machine': machine} for stage in stages},
+    }
+    results = {'card': written | (card or {}), 'results': results}
+    (folder / 'results.json').write_text(json.dumps(results))
+    np.savez(folder / 'ranks.npz', **ranks)
+    (folder / 'metrics.jsonl').write_text(''.join(f'{json.dumps(line)}\n' for line in log))
+    return folder
+
+
+def edit_results(folder, change):
+    """Applies `change(card, results)` to a run's results.json."""
+    stored = json.loads((folder / 'results.json').read_text())
+    change(stored['card'], stored['results'])
+    (folder / 'results.json').write_text(json.dumps(stored))

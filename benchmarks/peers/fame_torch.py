@@ -3,8 +3,9 @@
 The equations are those of fame_jax/models/fame.py at the project's defaults (`--parity` shows it).
 The practice is that of RecBole and DuoRec: every prefix of every history is a row of its own,
 padded at its left to one length and read at its last position, with cross-entropy over the whole
-catalogue. Two forms: `all_positions` runs the facet block on every position of a row, as a block of
-the backbone would; `last_only` runs it for the last position only. See README.md.
+catalogue. Three forms: `all_positions` runs the facet block on every position of a row, as a block
+of the backbone would; `last_only` runs it for the last position only; `sasrec` has one more plain
+block in its place. With --device=cuda rows and model are on the GPU. See README.md.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-FORMS = ('all_positions', 'last_only')
+FORMS = ('all_positions', 'last_only')  # of FAME
 MASKED = -1e9
 TOLERANCE = 1e-4  # of --parity
 EPSILON = 1e-6  # of Flax's LayerNorm
@@ -65,7 +66,7 @@ class Attention(nn.Module):
 
     def bias(self, mask, last):
         """The mask and the bias by distance, to be added to the logits: [B, H, 1, Q, S]."""
-        at = torch.arange(mask.shape[-1])
+        at = torch.arange(mask.shape[-1], device=mask.device)
         query_at = at[-1:] if last else at
         table = self.distance[:, (query_at[:, None] - at).clamp(min=0)]
         return (mask[:, -1:] if last else mask)[:, None, None] + table[:, None]
@@ -133,16 +134,18 @@ class Fame(nn.Module):
         dropout,
         temperature,
         last_only,
+        facets=True,
     ):
         super().__init__()
-        self.temperature, self.last_only = temperature, last_only
+        self.temperature, self.last_only, self.facets = temperature, last_only, facets
         self.items = nn.Embedding(num_items + 1, width, padding_idx=0)
         self.input_norm = nn.LayerNorm(width, eps=EPSILON)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, max_len, dropout) for _ in range(num_blocks - 1)
+            Block(width, num_heads, max_len, dropout) for _ in range(num_blocks - facets)
         )
-        self.facet_block = FacetBlock(width, num_heads, num_experts, max_len, dropout)
+        if facets:
+            self.facet_block = FacetBlock(width, num_heads, num_experts, max_len, dropout)
         later = torch.ones(max_len, max_len, dtype=torch.bool).triu(1)
         self.register_buffer('later', later, persistent=False)
         self.initialize()
@@ -155,7 +158,8 @@ class Fame(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
             if name.endswith(('bias', 'distance')):
                 nn.init.zeros_(parameter)
-        nn.init.eye_(self.facet_block.facet.weight)
+        if self.facets:
+            nn.init.eye_(self.facet_block.facet.weight)
 
     def query(self, tokens):
         """[B, L] -> [B, D], of length 1 / temperature."""
@@ -163,7 +167,9 @@ class Fame(nn.Module):
         x = self.dropout(self.input_norm(self.items(tokens)))
         for block in self.blocks:
             x = block(x, hidden)
-        return F.normalize(self.facet_block(x, hidden, self.last_only)[:, -1]) / self.temperature
+        if self.facets:
+            x = self.facet_block(x, hidden, self.last_only)
+        return F.normalize(x[:, -1]) / self.temperature
 
     def forward(self, tokens):
         """[B, L] -> scores [B, V], of items 1 to V."""
@@ -196,17 +202,19 @@ class Training:
 
     def __init__(self, rows, targets, num_items, form, args):
         torch.manual_seed(args.seed)
-        self.rows, self.targets, self.batch = rows, targets, args.batch
-        model = Fame(num_items, args.max_len, last_only=form == 'last_only', **settings(args))
+        self.rows, self.targets = rows.to(args.device), targets.to(args.device)
+        self.batch = args.batch
+        about = {'last_only': form == 'last_only', 'facets': form != 'sasrec', **settings(args)}
+        model = Fame(num_items, args.max_len, **about).to(args.device)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
-        self.model = model
+        self.model = torch.compile(model) if args.compile else model
         self.batches, self.seconds, self.losses = self.shuffled(), [], []
 
     def shuffled(self):
         """Epochs without end, of whole batches."""
         while True:
-            order = torch.randperm(len(self.rows))
+            order = torch.randperm(len(self.rows), device=self.rows.device)
             for begin in range(0, len(order) - self.batch + 1, self.batch):
                 chosen = order[begin : begin + self.batch]
                 yield self.rows[chosen], self.targets[chosen]
@@ -247,6 +255,11 @@ def parse_arguments():
     parser.add_argument('--batch', type=int, default=256, help='prefixes')
     parser.add_argument('--max_len', type=int, default=50)
     parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--device', default='cpu', help='cpu or cuda')
+    parser.add_argument('--compile', action='store_true', help='torch.compile')
+    parser.add_argument(
+        '--forms', default=','.join(FORMS), help='of all_positions, last_only, sasrec'
+    )
     parser.add_argument('--seed', type=int, default=2020)
     parser.add_argument(
         '--turns', action='store_true', help='time as many batches as each line of stdin says'
@@ -269,7 +282,8 @@ def prepare(args):
     rows, targets, num_items = prefix_rows(sequences, args.max_len)
     if len(rows) < args.batch:
         raise SystemExit(f'{len(rows)} prefixes are less than a --batch of {args.batch}')
-    trainings = {form: Training(rows, targets, num_items, form, args) for form in FORMS}
+    forms = args.forms.split(',')
+    trainings = {form: Training(rows, targets, num_items, form, args) for form in forms}
     for training in trainings.values():
         for _ in range(args.warmup):
             training.step()

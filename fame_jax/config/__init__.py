@@ -2,8 +2,8 @@
 
 Each field of a record is one flag of the same name. Read in this order: fields.py (how a field
 describes its flag); the records run.py, data.py, text.py, model.py, loss.py, training.py,
-serving.py and devices.py; this file (Config, all records together); flags.py (command line, flag
-files, the flags.cfg of a run); removed.py (flags of the former version).
+update.py, serving.py and devices.py; this file (Config, all records together); flags.py (command
+line, flag files, the flags.cfg of a run); removed.py (flags of the former version).
 """
 
 import contextlib
@@ -17,14 +17,18 @@ from fame_jax.config.devices import Devices
 from fame_jax.config.fields import no_effect, parse_pairs, show
 from fame_jax.config.loss import Loss
 from fame_jax.config.model import Model
-from fame_jax.config.run import Run
+from fame_jax.config.run import TRAINING_STAGES, Run
 from fame_jax.config.serving import Serving
 from fame_jax.config.text import Text
 from fame_jax.config.training import Training
+from fame_jax.config.update import Update
 from fame_jax.errors import UserError
 
 # Flags whose value may be a path, which has several spellings.
-PATHS = ('dataset', 'prepared', 'items', 'text_encoder', 'item_init', 'backbone')
+PATHS = ('dataset', 'prepared', 'items', 'text_encoder', 'item_init', 'backbone', 'append', 'from')
+
+# Flags whose name is a word of Python, which no field can have.
+SPELLED = {'from_run': 'from'}
 
 # Stages that several processes can run together.
 DISTRIBUTED = ('prepare', 'pretrain', 'finetune', 'evaluate')
@@ -40,6 +44,7 @@ class Config:
     model: Model = dataclasses.field(default_factory=Model)
     loss: Loss = dataclasses.field(default_factory=Loss)
     training: Training = dataclasses.field(default_factory=Training)
+    update: Update = dataclasses.field(default_factory=Update)
     serving: Serving = dataclasses.field(default_factory=Serving)
     devices: Devices = dataclasses.field(default_factory=Devices)
 
@@ -95,7 +100,7 @@ class Config:
             getattr(self, section).validate()
         self._check_rows(row_layout)
         stages, backbone = self.run.stages, self.training.backbone
-        if 'text' in stages and self.text.item_init != 'text':
+        if 'text' in stages and not self.text.uses_texts:
             raise UserError(
                 f'--stages=text makes vectors that --item_init={self.text.item_init} does not '
                 'use; add --item_init=text'
@@ -104,16 +109,35 @@ class Config:
             raise UserError(
                 f'--backbone={backbone} does not use the stage pretrain; leave it out of --stages'
             )
+        self._check_update()
         order = self.serving.shuffle_histories
         if order != 'none' and stages and 'evaluate' not in stages:
             raise no_effect(
                 f'shuffle_histories={order}', f'stages={",".join(stages)}', 'add the stage evaluate'
             )
-        if self.devices.members != 'auto' and not self.run.seeds:
+        if self.devices.members != 'auto' and not (self.run.seeds or self.run.sweep):
             raise no_effect(f'members={self.devices.members}', 'seeds=', 'add --seeds=0,1,2')
         single = [stage for stage in stages if stage not in DISTRIBUTED]
         if self.devices.distributed and single:
             raise UserError(f'the stage {single[0]} runs in one process; leave --distributed out')
+
+    def _check_update(self) -> None:
+        append, stages = self.update.append, self.run.stages
+        if not append:
+            if 'update' in stages:
+                raise UserError(
+                    '--stages=update needs new actions and the run that they update; add '
+                    '--append=FILE --from=RUN'
+                )
+            if self.update.replay != Update().replay:
+                raise no_effect(f'replay={self.update.replay}', 'append=', 'add --append=FILE')
+            return
+        wrong = [stage for stage in stages if stage in TRAINING_STAGES[:-2]]
+        if wrong:
+            raise UserError(
+                f'--stages={wrong[0]} is not for a run that --append={append} makes; its stages '
+                'are update and evaluate'
+            )
 
     def _check_rows(self, row_layout: str) -> None:
         rows, parts = self.training.rows_per_step, self.devices.data_parallel
@@ -162,8 +186,8 @@ def differences(config: Config, stored: Config, sections: Collection[str]) -> li
     """
     here, there = _spelled(config, sections), _spelled(stored, sections)
     names = dict.fromkeys([*here, *there])
-    if 'text' not in (config.text.item_init, stored.text.item_init):
-        # Without FAME+ the file of items gives only titles, when a trained run is used.
+    if not (config.text.uses_texts or stored.text.uses_texts):
+        # A model without texts takes only titles from the file of items, when it is used.
         names = [name for name in names if name not in ('--items=', '--columns=item_file_id:')]
     return [
         f'{name}{here.get(name, "")} (there: {there.get(name, "")})'
@@ -192,5 +216,5 @@ def _spelled(config: Config, sections: Collection[str]) -> dict[str, str]:
             pairs = parse_pairs(name, value, about)
             values |= {f'--{name}={key}{separator}': one for key, one in pairs.items()}
         else:
-            values[f'--{name}='] = show(value)
+            values[f'--{SPELLED.get(name, name)}='] = show(value)
     return values

@@ -2,7 +2,14 @@
 
 import dataclasses
 
-from fame_jax.config.fields import check_fields, check_value, field, no_effect, pairs_of
+from fame_jax.config.fields import (
+    canonical,
+    check_fields,
+    check_value,
+    field,
+    no_effect,
+    pairs_of,
+)
 from fame_jax.errors import UserError
 
 # Default, least and greatest value of each option of the synthetic data.
@@ -65,9 +72,40 @@ class Data:
         binds='training',
     )
 
+    # A split binds what is trained, and not the prepared data, which several splits can share.
+    split: str = field(
+        'leave_one_out',
+        "Targets: each user's last items, or the items after a moment that is the same for all "
+        'users; training then sees nothing at or after it.',
+        choices=('leave_one_out', 'time'),
+        binds='run',
+    )
+    split_at: str = field(
+        '0.9',
+        'The moment of --split=time: a share of all interactions by time, or a date such as '
+        '1998-03-01 (UTC). Validation is chosen the same way before it.',
+        binds='run',
+    )
+    split_targets: str = field(
+        'last',
+        "Targets of --split=time: each user's last item, or successive: every item, each after "
+        'all before it.',
+        choices=('last', 'successive'),
+        binds='run',
+    )
+
+    def __post_init__(self):
+        """Gives equal shares one spelling: .90 is 0.9."""
+        if isinstance(self.split_at, str):
+            object.__setattr__(self, 'split_at', canonical(self.split_at))
+
     def validate(self) -> None:
         """Raises UserError for a value out of range or a flag without effect."""
         check_fields(self)
+        for name in ('split_at', 'split_targets'):
+            value = getattr(self, name)
+            if self.split != 'time' and value != type(self).__dataclass_fields__[name].default:
+                raise no_effect(f'{name}={value}', f'split={self.split}', 'add --split=time')
         for name, value in self.synthetic_options.items():
             default, low, high = SYNTHETIC[name]
             check_value(f'synthetic={name}', value, {'kind': int, 'low': low, 'high': high})

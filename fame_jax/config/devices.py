@@ -19,8 +19,9 @@ class Devices:
     )
     members: str = field(
         'auto',
-        'How the runs of --seeds train: vmap, all in one program; loop, one after the other; auto: '
-        'vmap on an accelerator, loop on a CPU.',
+        'How the runs of --seeds and --sweep train: vmap, all in one program, settings as far as '
+        'they differ in numbers alone; loop, one after the other; auto: vmap on an accelerator, '
+        'loop on a CPU.',
         choices=('auto', 'vmap', 'loop'),
     )
     distributed: str = field(

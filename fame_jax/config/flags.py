@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 import fame_jax
-from fame_jax.config import FLAGS, SECTIONS, Config, binds, section_of
+from fame_jax.config import FLAGS, SECTIONS, SPELLED, Config, binds, section_of
 from fame_jax.config.fields import check_value, merge_pairs, show, suggest
 from fame_jax.config.model import COMMON
 from fame_jax.config.removed import REMOVED, convert, refusal
@@ -124,14 +124,17 @@ def text(config: Config) -> str:
     """A run's flags.cfg: one flag per line, defaults included, since they may change later.
 
     It leaves out how the run is used, options that the model decides (see
-    `Config.with_model_options`), and default values of flags that do not bind a run.
+    `Config.with_model_options`), default values of flags that do not bind a run, and the flags of
+    an update where the run is none.
     """
     lines = [f'# Flags of a run of fame_jax {fame_jax.__version__}; --flagfile repeats it.']
     for name, value in config.flat().items():
         if section_of(name) == 'serving' or value is None:
             continue
+        if section_of(name) == 'update' and config.update == SECTIONS['update']():
+            continue
         if binds(name) or value != FLAGS[name].default:
-            lines.append(f'--{name}={show(value)}')
+            lines.append(f'--{SPELLED.get(name, name)}={show(value)}')
     return '\n'.join(lines) + '\n'
 
 
@@ -161,7 +164,8 @@ def help_text() -> str:
                 allowed = f'from {about["low"]}' + f' to {about.get("high")}' * ('high' in about)
             allowed = f'  ({allowed})' if allowed else ''
             wrapped = textwrap.wrap(about['help'], 90, break_long_words=False)
-            lines += [f'  --{item.name}={default}{allowed}', *(f'      {one}' for one in wrapped)]
+            name = SPELLED.get(item.name, item.name)
+            lines += [f'  --{name}={default}{allowed}', *(f'      {one}' for one in wrapped)]
     return '\n'.join(lines)
 
 
@@ -253,6 +257,10 @@ def _read_flags(arguments: Iterable[Argument]) -> dict[str, Any]:
 
 def _read_flag(known: flags.FlagValues, where: str, argument: list[str]) -> tuple[str, Any]:
     head, _, value = argument[0].lstrip('-').partition('=')
+    for name, spelled in SPELLED.items():
+        if head == spelled and argument[0].startswith('-'):
+            argument = [argument[0].replace(spelled, name, 1), *argument[1:]]
+            head = name
     for name in (head, head.removeprefix('no')):
         if name in REMOVED and argument[0].startswith('-'):
             raise refusal(name, value or ''.join(argument[1:]), where)

@@ -2,10 +2,11 @@
 
 import dataclasses
 
-from fame_jax.config.fields import check_fields, field
+from fame_jax.config.fields import check_fields, field, no_effect
+from fame_jax.errors import UserError
 
 # Stages that make a run, and all: the last five use a trained run.
-TRAINING_STAGES = ('prepare', 'text', 'pretrain', 'finetune', 'evaluate')
+TRAINING_STAGES = ('prepare', 'text', 'pretrain', 'finetune', 'update', 'evaluate')
 STAGES = (*TRAINING_STAGES, 'recommend', 'similar', 'explain', 'export', 'report')
 
 
@@ -16,8 +17,8 @@ class Run:
     stages: tuple[str, ...] = field(
         (),
         'Stages in order; finished ones are skipped. Empty: prepare, pretrain, finetune (if the '
-        'model has a backbone), evaluate. text, for FAME+, comes before pretrain. The last five '
-        'use a trained run.',
+        'model has a backbone), evaluate; with --append: update, evaluate. text, for FAME+, comes '
+        'before pretrain. The last five use a trained run.',
         choices=STAGES,
         binds='',
     )
@@ -37,13 +38,32 @@ class Run:
         'combinations), or a file with the flags of a setting on each line. The best is evaluated.',
         binds='',
     )
+    sweep_halving: int = field(
+        0,
+        'Of the settings of --sweep only the best 1/N by validation go on, again and again, so '
+        'that bad ones end early, in the last stage; 0: all are trained to the end.',
+        low=0,
+        high=100,
+        binds='',
+    )
     progress: str = field(
         'auto',
         'A bar, or lines, one an epoch; auto: a bar on a terminal, lines elsewhere.',
         choices=('auto', 'bar', 'lines', 'none'),
         binds='',
     )
+    track: tuple[str, ...] = field(
+        ('tensorboard',),
+        'Where the lines of metrics.jsonl go too; empty: nowhere. mlflow and trackio are packages '
+        'of their own.',
+        choices=('mlflow', 'tensorboard', 'trackio'),
+        binds='',
+    )
 
     def validate(self) -> None:
-        """Raises UserError for a value out of range."""
+        """Raises UserError for a value out of range or a flag without effect."""
         check_fields(self)
+        if self.sweep_halving == 1:
+            raise UserError('--sweep_halving=1 ends no setting early; give 2 or more, or 0')
+        if self.sweep_halving and not self.sweep:
+            raise no_effect(f'sweep_halving={self.sweep_halving}', 'sweep=', 'add --sweep')

@@ -55,12 +55,30 @@ class Text:
         'from all users, or kept as initialised.',
         choices=('trained', 'kept'),
     )
+    text_path: float = field(
+        0.0,
+        'Probability that a training step takes an item from a trained linear map of its frozen '
+        'text vector (DenseRec) instead of its row; needs the stage text. 0: no map.',
+        low=0,
+        high=0.99,
+    )
+    text_path_below: int = field(
+        1,
+        'Items with fewer training actions always come from the map of --text_path; 1: those '
+        'without any.',
+        low=0,
+    )
 
     def validate(self) -> None:
         """Raises UserError for a value out of range or a flag without effect."""
         check_fields(self)
         default = Text()
-        for name in ('text_fields', 'facets', 'text_encoder', 'options'):
+        if not self.text_path and self.text_path_below != default.text_path_below:
+            raise no_effect(
+                f'text_path_below={self.text_path_below}', 'text_path=0', 'add --text_path=0.3'
+            )
+        of_texts = ('text_fields', 'text_encoder') * (not self.text_path)
+        for name in (*of_texts, 'facets', 'options'):
             if self.item_init != 'text' and getattr(self, name) != getattr(default, name):
                 flag = name.replace('options', 'text_options')
                 raise no_effect(flag, f'item_init={self.item_init}', 'add --item_init=text')
@@ -74,6 +92,11 @@ class Text:
                 '--text_options=dropout=0 makes the two views of the facet instance equal; give '
                 'it a small value such as 0.1'
             )
+
+    @property
+    def uses_texts(self) -> bool:
+        """Whether the model needs the stage text."""
+        return self.item_init == 'text' or self.text_path > 0
 
     @property
     def options(self) -> dict[str, str]:

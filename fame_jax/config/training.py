@@ -89,7 +89,11 @@ class Training:
         binds='',
     )
     checkpoint_seconds: float = field(
-        10.0, 'Least time between checkpoints; the last epoch always has one.', low=0, binds=''
+        10.0,
+        'Least time between checkpoints, and more where saving would take over 5 % of the time; 0: '
+        'after every dispatch. The last epoch always has one.',
+        low=0,
+        binds='',
     )
 
     def validate(self) -> None:

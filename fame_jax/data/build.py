@@ -41,7 +41,7 @@ def build_dataset(
     _check_filters(log, k_core, min_rating, max_user_actions, duplicates)
     card = {'name': name, **log.card, 'min_rating': min_rating, 'k_core': k_core}
     card |= {'max_user_actions': max_user_actions} if max_user_actions else {}
-    user_ids, item_ids = log.user_ids, log.item_ids
+    user_ids, item_ids, clock = log.user_ids, log.item_ids, log.clock
     actions = _Actions(log)
     if min_rating > 0:
         actions.keep('min_rating', f'min_rating={min_rating:g}', log.ratings >= min_rating)
@@ -72,7 +72,9 @@ def build_dataset(
         counts['ties'] = tie_share(actions.users, actions.times)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(actions.users))]).astype(np.int64)
     items = actions.items + np.int32(1)
-    data = Dataset(items, offsets, user_ids, ['', *item_ids], card | counts).with_counts()
+    times = None if actions.times is None else clock.read(actions.times)
+    data = Dataset(items, offsets, user_ids, ['', *item_ids], card | counts, times=times)
+    data = data.with_counts()
     return dataclasses.replace(data, card=data.card | describe_data(data))
 
 

@@ -5,8 +5,10 @@ from typing import Literal
 import numpy as np
 
 from fame_jax.data.dataset import Dataset
+from fame_jax.data.split import PARTS, list_places
 
 FOLLOWERS = 10  # of an item, the most frequent ones
+BLOCK = 2**22  # actions of histories that are compared at once
 MOST_ACTIONS = 1_000_000  # by which `last_item_share` is estimated
 # Shares of the targets that stand in the history of their user: above the first it is said, above
 # the second repeats are the rule.
@@ -14,7 +16,7 @@ REPEATS_SAID, REPEATS_RULE = 0.05, 0.5
 
 
 def describe_data(data: Dataset) -> dict:
-    """Returns facts for the card.
+    """Returns facts for the card, of the data split by leave one out.
 
     Returns:
       longest: actions of the longest history.
@@ -35,11 +37,20 @@ def describe_data(data: Dataset) -> dict:
     }
 
 
-def repeat_share(data: Dataset, split: Literal['validation', 'test']) -> float:
-    """Returns the share of the targets of a split that stand in their history already."""
-    items, offsets, targets = data.leave_one_out(split)
-    found = items == np.repeat(targets, np.diff(offsets))
-    return float(np.mean(np.add.reduceat(found, offsets[:-1]) > 0))
+def repeat_share(data: Dataset, part: Literal['validation', 'test']) -> float:
+    """Returns the share of the targets of a part of the split that stand in their history."""
+    starts, ends = data.history_bounds(part)
+    before = np.concatenate([[0], np.cumsum(ends - starts)])
+    repeats, first = 0, 0
+    while first < len(ends):
+        # Histories of one user overlap in a split by time: a block at a time is copied.
+        last = int(np.searchsorted(before, before[first] + BLOCK, side='right')) - 1
+        block = slice(first, max(last, first + 1))
+        targets = np.repeat(data.items[ends[block]], ends[block] - starts[block])
+        found = data.items[list_places(starts[block], ends[block])] == targets
+        repeats += np.count_nonzero(np.logical_or.reduceat(found, before[block] - before[first]))
+        first = block.stop
+    return repeats / len(ends)
 
 
 def tie_share(users: np.ndarray, times: np.ndarray) -> float:
@@ -149,3 +160,30 @@ def _label(name: str, card: dict) -> str:
     labels['min_rating'] = f'min_rating={card.get("min_rating", 0):g}'
     labels['max_user_actions'] = f'max_user_actions={card.get("max_user_actions")}'
     return labels.get(name, name.replace('_', ' '))
+
+
+def describe_split(data: Dataset) -> list[str]:
+    """Returns the lines that say where a split by time is and what it counts; [] of leave one out.
+
+    The test moment, the training part, and the targets of each part; of these, users and items that
+    are not in the training part.
+    """
+    if not data.split.is_by_time:
+        return []
+    card = data.split.card
+    training = card['training']
+    lines = [
+        f'split by time at {card["moment"]}, targets {card["targets"]}: training on '
+        f'{training["actions"]:,} actions of {training["users"]:,} users with '
+        f'{training["items"]:,} items before {card["validation_moment"]}'
+    ]
+    for part in PARTS:
+        of = card[part]
+        left_out = of['left_out_without_history']
+        lines.append(
+            f'split by time: {of["targets"]:,} {part} targets of {of["users"]:,} users; without a '
+            f'training action: {of["users_without_training"]:,} users, '
+            f'{of["items_without_training"]:,} items ({of["targets_without_training"]:,} targets)'
+            + (f'; left out without a history: {left_out:,} targets' if left_out else '')
+        )
+    return lines

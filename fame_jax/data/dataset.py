@@ -1,6 +1,7 @@
 """A prepared data set: the items of each user in order, its form on disk, and its split."""
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import os
@@ -13,19 +14,19 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from fame_jax.data.split import PARTS, Split, leave_one_out, list_places, split_by_time
 from fame_jax.errors import UserError, explain_os_errors
 
-ARRAYS = ('items', 'offsets', 'item_facets', 'user_facets')
+ARRAYS = ('items', 'offsets', 'item_facets', 'user_facets')  # those of the fingerprint
+TIMES = 'times.npy'
 # sequences.npz has all arrays; data sets were saved so until November 2026.
-FILES = (*(f'{name}.npy' for name in ARRAYS), 'sequences.npz', 'ids.json', 'dataset.json')
+FILES = (*(f'{name}.npy' for name in ARRAYS), TIMES, 'sequences.npz', 'ids.json', 'dataset.json')
 MIN_LENGTH = 3  # items of a user: one to train on, one for validation, one for the test
 K_CORE, MIN_RATING = 5, 0.0  # default filters
 ID_KINDS = ('int', 'str')
 DUPLICATES = ('keep', 'drop')
 
 BLOCK = 100_000  # ids that are turned into text at once
-# The place of each split's target, counted from the end of a user's items.
-TARGET_PLACES = {'validation': 2, 'test': 1}
 
 ItemId = int | str
 
@@ -47,6 +48,10 @@ class Dataset:
       item_facets: int32 [V + 1, M], the known value of each item on each facet, -1 in row 0; None
         where no facets are known.
       user_facets: int32 [U], the facet that decides each user's choices; synthetic data only.
+      times: [A], the time of each action, ascending in each user: int64 microseconds since 1970,
+        or, where card['time']['unit'] is 'numbers', the numbers of the source, int64 or float64.
+        None where the source has no times.
+      time_split: a split by time, see `split_by_time`; None: leave one out.
     """
 
     items: np.ndarray
@@ -56,6 +61,8 @@ class Dataset:
     card: dict
     item_facets: np.ndarray | None = None
     user_facets: np.ndarray | None = None
+    times: np.ndarray | None = None
+    time_split: Split | None = None
 
     @classmethod
     def from_frame(
@@ -186,47 +193,95 @@ class Dataset:
         for user, start, end in zip(users, self.offsets, self.offsets[1:]):
             yield user, [items[index] for index in self.items[start:end].tolist()]
 
+    @property
+    def split(self) -> Split:
+        """Which actions are trained on, and which are the targets of validation and test."""
+        return self.time_split or leave_one_out(self.offsets)
+
+    def split_by_time(
+        self,
+        at: float | str | datetime.date = 0.9,
+        targets: Literal['last', 'successive'] = 'last',
+    ) -> Self:
+        """Returns the same data with a split by time in the place of leave one out.
+
+        Training sees nothing at or after a moment, of any user. Validation targets are chosen the
+        same way inside the part before the moment, and training ends where they begin.
+
+        Args:
+          at: the moment: a share of all actions by time, or a date (UTC where it has no zone).
+          targets: from the moment on, 'last' item of each user, or 'successive': every item, with
+            everything before it as its history.
+
+        Raises:
+          UserError: if the data have no times, `at` is neither a share nor a date, or the moment
+            leaves nothing to train or to test on.
+        """
+        if self.times is None:
+            raise UserError(f'{self.card.get("name", "the data set")}: {self._why_no_times()}')
+        base = dataclasses.replace(self, time_split=None)
+        fingerprint = base.fingerprint()
+        has_dates = self.card.get('time', {}).get('unit') != 'numbers'
+        split = split_by_time(
+            self.items, self.offsets, self.times, at=at, targets=targets, has_dates=has_dates
+        )
+        split.card['data_sha256'] = fingerprint
+        data = dataclasses.replace(base, time_split=split)
+        return dataclasses.replace(
+            data, card=self.card | {'fingerprint': data._of_split(fingerprint)}
+        )
+
     def training_histories(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (items int32, offsets int64 [U + 1]) without the last two items of each user."""
-        return self._without_last(2)
+        """Returns the training part of each user: (items int32, offsets int64 [U + 1])."""
+        starts, ends = self.offsets[:-1], self.split.train_ends
+        # 1 where a training part starts, -1 where it ends: their sum is 1 inside.
+        edges, some = np.zeros(len(self.items) + 1, np.int8), ends > starts
+        edges[starts[some]] += 1
+        edges[ends[some]] -= 1
+        kept = np.cumsum(edges[:-1], dtype=np.int8) > 0
+        return self.items[kept], np.concatenate([[0], np.cumsum(ends - starts)])
 
-    def leave_one_out(
-        self, split: Literal['validation', 'test']
+    def held_out(
+        self, part: Literal['validation', 'test']
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns each user's target and the history before it.
+        """Returns the targets of a part of the split, and the history before each.
 
-        The target of 'test' is the last item; its history includes the validation target. The
-        target of 'validation' is the item before the last; its history is the training part.
-
-        Returns:
-          (items int32, offsets int64 [U + 1], targets int32 [U]).
-
-        Raises:
-          ValueError: if there is no such split.
-        """
-        _, ends = self.history_bounds(split)
-        return *self._without_last(TARGET_PLACES[split]), self.items[ends]
-
-    def history_bounds(self, split: Literal['validation', 'test']) -> tuple[np.ndarray, np.ndarray]:
-        """Returns where each user's history in `leave_one_out` starts and ends; copies no items.
+        In leave one out these are, of each user, the last item ('test'; its history includes the
+        validation target) and the item before the last ('validation'; its history is the training
+        part). In a split by time see `split.split_by_time`: there are R targets, whose users are
+        `split.parts[part].users`.
 
         Returns:
-          (starts, ends), int64 [U] each: user u's history is `items[starts[u]:ends[u]]`, the target
-          `items[ends[u]]`.
+          (items int32, offsets int64 [R + 1], targets int32 [R]).
 
         Raises:
-          ValueError: if there is no such split.
+          ValueError: if there is no such part.
         """
-        if split not in TARGET_PLACES:
-            raise ValueError(f"no split {split!r}; choose 'validation' or 'test'")
-        return self.offsets[:-1], self.offsets[1:] - TARGET_PLACES[split]
+        starts, ends = self.history_bounds(part)
+        items = self.items[list_places(starts, ends)]
+        return items, np.concatenate([[0], np.cumsum(ends - starts)]), self.items[ends]
 
-    def _without_last(self, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns items and offsets without the last `last` items of each user."""
-        kept = np.ones(len(self.items), bool)
-        for back in range(1, last + 1):
-            kept[self.offsets[1:] - back] = False
-        return self.items[kept], self.offsets - last * np.arange(len(self.offsets))
+    def history_bounds(self, part: Literal['validation', 'test']) -> tuple[np.ndarray, np.ndarray]:
+        """Returns where each history in `held_out` starts and ends; copies no items.
+
+        Returns:
+          (starts, ends), int64 [R] each: history r is `items[starts[r]:ends[r]]`, its target
+          `items[ends[r]]`.
+
+        Raises:
+          ValueError: if there is no such part.
+        """
+        if part not in PARTS:
+            raise ValueError(f"no split {part!r}; choose 'validation' or 'test'")
+        return self.split.parts[part].starts, self.split.parts[part].ends
+
+    def _why_no_times(self) -> str:
+        if 'time' in self.card:  # of a log with times, which were not kept then
+            return 'an earlier version prepared it without its times; prepare it again'
+        return (
+            'a split by time needs the times of the actions, and it has none; use a log with a '
+            'column of times, or leave one out'
+        )
 
     def with_counts(self) -> Self:
         """Returns the data set with its counts and its fingerprint in the card.
@@ -240,7 +295,11 @@ class Dataset:
         return dataclasses.replace(self, card=self.card | self._counts())
 
     def fingerprint(self) -> str:
-        """Returns the SHA-256 of all fields but the card."""
+        """Returns the SHA-256 of all fields but the card and, in leave one out, the times.
+
+        Runs whose fingerprints differ were trained or evaluated on other data. Leave one out does
+        not read the times; a split by time adds its setting and its bounds.
+        """
         digest = hashlib.sha256()
         for name, array in self._arrays().items():
             digest.update(f'{name} {array.dtype} {array.shape};'.encode())
@@ -252,6 +311,17 @@ class Dataset:
                 comma = ', ' if start else ''
                 digest.update((comma + json.dumps(ids[start : start + BLOCK])[1:-1]).encode())
             digest.update(after.encode())
+        return self._of_split(digest.hexdigest())
+
+    def _of_split(self, fingerprint: str) -> str:
+        """Returns the fingerprint of the data and the split, from that of the data."""
+        if self.time_split is None:
+            return fingerprint
+        card, parts = self.time_split.card, self.time_split.parts
+        names = ('moment', 'validation_moment', 'targets')
+        digest = hashlib.sha256(json.dumps([fingerprint, *(card[n] for n in names)]).encode())
+        for bounds in (self.time_split.train_ends, *parts['validation'], *parts['test']):
+            digest.update(f'{bounds.shape};'.encode() + bounds.astype(np.int64).tobytes())
         return digest.hexdigest()
 
     def find_fault(self) -> str:
@@ -272,21 +342,39 @@ class Dataset:
             return 'the facets do not match the items'
         if followed is not None and followed.shape != (self.num_users,):
             return 'the facets of the users do not match the users'
+        fault = self._find_fault_of_times()
+        if fault:
+            return fault
         for role, ids in (('user', self.user_ids), ('item', self.item_ids[1:])):
             kind = self.card.get('id_kinds', {}).get(role, 'str')
             if kind not in ID_KINDS or (kind == 'int' and not _are_integers(ids)):
                 return f'the {role} ids are not of the kind {kind!r}'
         return ''
 
+    def _find_fault_of_times(self) -> str:
+        times = self.times
+        if times is not None:
+            if times.shape != self.items.shape or times.dtype not in (np.int64, np.float64):
+                return 'the times do not match the items'
+            falls = np.flatnonzero(times[1:] < times[:-1]) + 1
+            if not np.isin(falls, self.offsets).all():
+                return 'the times of a user do not ascend'
+        if self.time_split and len(self.time_split.train_ends) != self.num_users:
+            return 'the split by time is that of other data; split again'
+        return ''
+
     def save(self, folder: str | os.PathLike) -> None:
         """Writes arrays (.npy), ids.json and dataset.json into a folder: all of them or none.
 
-        A data set that is there already is replaced.
+        A data set that is there already is replaced. Of a split by time the setting is kept.
 
         Raises:
           UserError: if the folder cannot be written, or contains other files.
         """
-        folder, data = Path(folder), self.with_counts()
+        folder, data = Path(folder), dataclasses.replace(self, time_split=None).with_counts()
+        card = data.card
+        if self.time_split:
+            card = card | {'split': {key: self.time_split.card[key] for key in ('at', 'targets')}}
         ids = {'users': data.user_ids, 'items': data.item_ids}
         with explain_os_errors(f'writing {folder}', 'choose another folder'):
             _refuse_other_files(folder)
@@ -297,8 +385,10 @@ class Dataset:
                 new.mkdir()
                 for name, array in data._arrays().items():
                     np.save(new / f'{name}.npy', array)
+                if data.times is not None:
+                    np.save(new / TIMES, data.times)
                 (new / 'ids.json').write_text(json.dumps(ids))
-                (new / 'dataset.json').write_text(json.dumps(data.card, indent=2) + '\n')
+                (new / 'dataset.json').write_text(json.dumps(card, indent=2) + '\n')
                 if folder.exists():
                     folder.rename(Path(temp) / 'old')
                 new.rename(folder)
@@ -337,15 +427,18 @@ class Dataset:
                 fault = f'its {key} is not that of dataset.json'
         if fault:
             raise UserError(f'{folder}: the prepared data set is damaged ({fault}); {advice}')
-        return data
+        return data.split_by_time(**data.card.pop('split')) if 'split' in data.card else data
 
     def _counts(self) -> dict:
-        return {
+        counts = {
             'users': self.num_users,
             'items': self.num_items,
             'actions': len(self.items),
             'fingerprint': self.fingerprint(),
         }
+        if self.times is not None:
+            counts['times_sha256'] = hashlib.sha256(np.ascontiguousarray(self.times)).hexdigest()
+        return counts
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {name: getattr(self, name) for name in ARRAYS}
@@ -376,6 +469,8 @@ def _read(folder: Path) -> Dataset:
         arrays = {name: np.asarray(np.load(path, mmap_mode='r')) for name, path in paths.items()}
     if not isinstance(card, dict):
         raise TypeError('dataset.json must contain an object')
+    if 'times_sha256' in card or (folder / TIMES).exists():
+        arrays['times'] = np.asarray(np.load(folder / TIMES, mmap_mode='r'))
     return Dataset(user_ids=ids['users'], item_ids=ids['items'], card=card, **arrays)
 
 

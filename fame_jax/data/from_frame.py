@@ -1,6 +1,6 @@
 """A frame in memory (pandas, polars, Arrow) to a Dataset."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import polars as pl
@@ -8,7 +8,7 @@ import polars as pl
 from fame_jax.data.build import build_dataset
 from fame_jax.data.columns import choose_columns
 from fame_jax.data.dataset import Dataset
-from fame_jax.data.readers import read_table
+from fame_jax.data.readers import Log, read_table
 from fame_jax.data.sources import show
 from fame_jax.data.tables import Table
 from fame_jax.errors import UserError
@@ -31,17 +31,21 @@ def from_frame(
 ) -> Dataset:
     """Makes a Dataset of a frame with one action per row; see `Dataset.from_frame`."""
     columns = {'user': user, 'item': item, 'time': time, 'rating': rating}
-    table = open_frame(frame)
-    choice = choose_columns(table, columns, min_rating > 0, PLACE)
-    log = read_table(table, choice, {'source': 'memory', 'reader': 'frame'}, 'frame')
     return build_dataset(
-        log,
+        read_frame(frame, columns, min_rating > 0),
         'frame',
         k_core=k_core,
         min_rating=min_rating,
         max_user_actions=max_user_actions,
         duplicates=duplicates,
     )
+
+
+def read_frame(frame: Any, columns: Mapping[str, str | None], needs_rating: bool) -> Log:
+    """Reads the actions of a frame; see `readers.read_log`."""
+    table = open_frame(frame)
+    choice = choose_columns(table, columns, needs_rating, PLACE)
+    return read_table(table, choice, {'source': 'memory', 'reader': 'frame'}, 'frame')
 
 
 def open_frame(frame: Any) -> Table:

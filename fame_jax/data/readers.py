@@ -15,7 +15,7 @@ from fame_jax.data.numbers import read_numbers
 from fame_jax.data.placeholders import check_ids
 from fame_jax.data.sources import Source, fail, open_source, read_text, show
 from fame_jax.data.tables import Table, open_table
-from fame_jax.data.times import read_times
+from fame_jax.data.times import Clock, read_times
 from fame_jax.errors import UserError
 
 
@@ -30,6 +30,7 @@ class Log(NamedTuple):
       times: int64 or float64 [A] in any unit; None: the order of the source is the order in time.
       ratings: float64 [A], or None.
       card: source, SHA-256, reader, columns, order, kinds of ids, and lines about doubtful ids.
+      clock: reads `times`.
     """
 
     place: str
@@ -40,6 +41,7 @@ class Log(NamedTuple):
     times: np.ndarray | None
     ratings: np.ndarray | None
     card: dict
+    clock: Clock = Clock()
 
 
 def read_log(
@@ -111,13 +113,14 @@ def read_table(table: Table, choice: Choice, card: dict, source: str) -> Log:
             raise UserError(f'{table.place}: no records after the header; add some')
         notes += check_ids(table.place, role, codes[role], ids[role], hint)
     _refuse_headers(table, columns, codes, ids)
-    times, ratings = None, None
+    times, ratings, clock = None, None, Clock()
     order, about = f'as in the {source}: no time column', {}
     if choice.file_order:
         order = f'as in the {source}: chosen by time:{FILE_ORDER}'
     if 'time' in columns:
         found = read_times(table, columns['time'], read(columns['time']))
-        times, order = found.values, f'by time, ties as in the {source}'
+        times, clock = found.values, found.clock
+        order = f'by time, ties as in the {source}'
         about = {'time': {'unit': found.unit, 'first': found.span[0], 'last': found.span[1]}}
     if 'rating' in columns:
         numbers = read_numbers(table, columns['rating'], read(columns['rating']), 'a number')
@@ -134,7 +137,8 @@ def read_table(table: Table, choice: Choice, card: dict, source: str) -> Log:
         'notes': notes,
     }
     return Log(
-        table.place, codes['user'], codes['item'], ids['user'], ids['item'], times, ratings, card
+        *(table.place, codes['user'], codes['item'], ids['user'], ids['item']),
+        *(times, ratings, card, clock),
     )
 
 

@@ -13,6 +13,7 @@ from fame_jax.data.tables import Table
 from fame_jax.data.values import blame, check_type
 from fame_jax.errors import UserError
 
+MICROSECONDS = 10**6  # in a second
 UNITS = {'seconds': 1, 'milliseconds': 10**3, 'microseconds': 10**6, 'nanoseconds': 10**9}
 # Seconds since 1970.
 EPOCH = (631_152_000, 2_082_758_400)  # 1990 to 2035: ranges that do not meet in any two units
@@ -26,6 +27,33 @@ ISO = (
 ZONE = r'[T ].*(?:Z|UTC|[+-]\d\d(?::?\d\d){0,2})$'
 
 
+class Clock(NamedTuple):
+    """How the values of `Times` are read as times.
+
+    Fields:
+      scale: values in a second; 0 where the unit is not known.
+      numbers: float64, the number of each value, where the values are ranks from 1; else None.
+    """
+
+    scale: int = 0
+    numbers: np.ndarray | None = None
+
+    def read(self, values: np.ndarray) -> np.ndarray:
+        """Returns microseconds since 1970, int64; the plain numbers where the unit is not known.
+
+        Their order is that of the values, but values in one microsecond become equal.
+        """
+        values = values if self.numbers is None else self.numbers[values]
+        if not self.scale:
+            return values.astype(np.float64 if values.dtype.kind == 'f' else np.int64)
+        if values.dtype.kind == 'f':
+            return np.round(values * (MICROSECONDS / self.scale)).astype(np.int64)
+        values = values.astype(np.int64)
+        if self.scale > MICROSECONDS:
+            return values // (self.scale // MICROSECONDS)
+        return values * (MICROSECONDS // self.scale)
+
+
 class Times(NamedTuple):
     """Times of all records.
 
@@ -33,11 +61,13 @@ class Times(NamedTuple):
       values: int64 or float64 [A]; their order is the order in time.
       unit: 'days', 'days and times', one of UNITS, or 'numbers'.
       span: the first and the last time as text.
+      clock: reads the values as times.
     """
 
     values: np.ndarray
     unit: str
     span: tuple[str, str]
+    clock: Clock = Clock()
 
 
 def read_times(table: Table, name: str, series: pl.Series) -> Times:
@@ -64,9 +94,14 @@ def read_times(table: Table, name: str, series: pl.Series) -> Times:
     numbers = read_numbers(table, name, series, 'a number (or an ISO date in every record)')
     if not numbers.dtype.is_decimal():
         values = numbers.to_numpy()
-        return Times(values, *_find_unit(table, name, values))
-    unit, span = _find_unit(table, name, numbers.cast(pl.Float64).to_numpy())
-    return Times(numbers.rank('dense').cast(pl.Int64).to_numpy(), unit, span)
+        unit, span = _find_unit(table, name, values)
+        return Times(values, unit, span, Clock(UNITS.get(unit, 0)))
+    floats = numbers.cast(pl.Float64).to_numpy()
+    unit, span = _find_unit(table, name, floats)
+    ranks = numbers.rank('dense').cast(pl.Int64).to_numpy()
+    of_rank = np.zeros(int(ranks.max(initial=0)) + 1)
+    of_rank[ranks] = floats
+    return Times(ranks, unit, span, Clock(UNITS.get(unit, 0), of_rank))
 
 
 def is_iso(texts: pl.Series) -> pl.Series:
@@ -169,7 +204,8 @@ def _check_dates(table: Table, name: str, series: pl.Series, dates: pl.Series, u
         _check_range(table, name, series, values, YEARS, scale, 'a date of 1900 to 2100')
     text = series.dtype == pl.String
     days = series.dtype == pl.Date or (text and series.str.len_bytes().max() == len('2020-01-01'))
-    return Times(values, 'days' if days else 'days and times', _show_span(values, scale))
+    unit = 'days' if days else 'days and times'
+    return Times(values, unit, _show_span(values, scale), Clock(scale))
 
 
 def _check_range(

@@ -27,7 +27,7 @@ def make_windows(
     offsets: np.ndarray,
     max_length: int,
     long_histories: Literal['split', 'last'],
-    held_out: int = 0,
+    ends: np.ndarray | None = None,
 ) -> Windows:
     """Makes windows of histories; a history of one item has none.
 
@@ -38,9 +38,9 @@ def make_windows(
       long_histories: 'last' keeps the last window of a history. 'split' keeps the whole history, in
         windows that overlap by one item: the target of one window's last input is the first input
         of the next.
-      held_out: the number of items at the end of each history that are in no window.
+      ends: int64 [U], where the training part of each history ends; None: with the history.
     """
-    starts, ends = offsets[:-1], offsets[1:] - held_out
+    starts, ends = offsets[:-1], offsets[1:] if ends is None else ends
     if long_histories == 'split':
         parts = np.maximum(-(-(ends - starts - 1) // max_length), 0)
         first = np.repeat(np.cumsum(parts) - parts, parts)

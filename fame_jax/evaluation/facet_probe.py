@@ -179,7 +179,7 @@ def compare(item_HVK: np.ndarray, facets: Mapping[str, np.ndarray], seed: int) -
     }
 
 
-def tsne_map(vector_VD: np.ndarray, seed: int, sample: int = 3000) -> tuple[np.ndarray, np.ndarray]:
+def tsne_map(vector_VD: np.ndarray, seed: int, sample: int = 1500) -> tuple[np.ndarray, np.ndarray]:
     """Places the items in the plane: PCA to 30 dimensions, then t-SNE by cosine.
 
     Args:

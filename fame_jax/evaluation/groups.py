@@ -60,7 +60,7 @@ def group_metrics(
 
     Args:
       groups: the name and the members, bool [U], of each.
-      ranks: stage -> protocol -> int [U].
+      ranks: stage -> protocol -> int [U]; or of several seeds int [S, U], whose mean counts.
 
     Returns:
       A dict for each group: 'name'; 'users', their number; 'figures', stage -> protocol -> metrics,
@@ -72,7 +72,7 @@ def group_metrics(
             'users': int(is_member_U.sum()),
             'figures': {
                 stage: {
-                    protocol: _metrics_and_error(rank_U[is_member_U])
+                    protocol: _metrics_and_error(rank_U[..., is_member_U])
                     for protocol, rank_U in of_stage.items()
                 }
                 for stage, of_stage in ranks.items()
@@ -83,7 +83,7 @@ def group_metrics(
 
 
 def _metrics_and_error(rank_U: np.ndarray) -> dict[str, float]:
-    gain_U = np.where(rank_U <= 10, 1 / np.log2(1 + rank_U), 0)
+    gain_U = np.atleast_2d(np.where(rank_U <= 10, 1 / np.log2(1 + rank_U), 0)).mean(axis=0)
     return metrics(rank_U) | {'error': float(gain_U.std() / np.sqrt(len(gain_U)))}
 
 

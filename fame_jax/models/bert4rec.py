@@ -22,15 +22,10 @@ from fame_jax.batch import Batch
 from fame_jax.losses import LossOptions
 from fame_jax.models import layers
 from fame_jax.models.objective import catalogue_loss
-from fame_jax.models.options import Range, Rate
+from fame_jax.models.options import Range, Rate, Share
 from fame_jax.models.sasrec import MaskedSASRec
 
 Array = jax.Array
-
-# Of the selected positions, the shares that read [MASK] and that read a random item; the others
-# keep their item. The shares are BERT's (Devlin et al. 2019, arXiv 1810.04805), as in SSLRec; the
-# authors' code has them too, but replaces all by [MASK] by default.
-MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
 
 
 class BidirectionalSASRec(MaskedSASRec):
@@ -41,13 +36,23 @@ class BidirectionalSASRec(MaskedSASRec):
     positions and the inner product are those of SSLRec's bert4rec.yml and of the paper.
 
     Attributes:
+      positions: a table by position from the history's 'start', or from its 'end', so that the
+        [MASK] to predict has one position for histories of any length (RecBoard's rows, padded on
+        the left).
       mask_prob: probability of each item to be selected for prediction.
+      mask_share: share of the selected items that become [MASK]; half of the others become a random
+        item, half stay. The default is BERT's (Devlin et al. 2019, arXiv 1810.04805), as in SSLRec;
+        the authors' code has it too, but replaces all by default (1), as RecBole and RecBoard do.
+      last_share: probability that a history has its last item alone selected, in place of the draw
+        by mask_prob: the samples that the paper adds; RecBole's ft_ratio, there .5.
     """
 
     similarity: Literal['cosine', 'dot'] = 'dot'
     dropout: Rate = 0.1
-    positions: Literal['start'] = 'start'
+    positions: Literal['start', 'end'] = 'start'
     mask_prob: Annotated[float, Range(0.001, 1)] = 0.2
+    mask_share: Share = 0.8
+    last_share: Share = 0.0
 
     row_layout: ClassVar[str] = 'masked'
     causal: ClassVar[bool] = False
@@ -82,8 +87,13 @@ class BidirectionalSASRec(MaskedSASRec):
         last: bool = False,
     ) -> tuple[Array, dict[str, dict[str, Array]]]:
         """As SASRec's; `last` appends a column of [MASK] and computes that column."""
-        rows = tokens_BL, positions_BL, segments_BL
-        return super().encode(*(self.append_mask(*rows) if last else rows), train=train, last=last)
+        if last:
+            rows = self.append_mask(tokens_BL, positions_BL, segments_BL)
+            tokens_BL, positions_BL, segments_BL = rows
+        if self.positions == 'end':
+            positions_BL = layers.attention_mask(segments_BL).sum(axis=1, dtype=jnp.int32) - 1
+            positions_BL = jnp.maximum(positions_BL, 0)  # of padding
+        return super().encode(tokens_BL, positions_BL, segments_BL, train=train, last=last)
 
     def append_mask(
         self, tokens_BL: Array, positions_BL: Array, segments_BL: Array
@@ -174,6 +184,8 @@ def masked_item_loss(
         prob=module.mask_prob,
         num_items=module.num_items,
         mask_id=module.mask_id,
+        mask_share=module.mask_share,
+        last_share=module.last_share,
     )
     query_BLD, item_VD, intermediates = module.apply(
         {'params': params},
@@ -206,8 +218,10 @@ def mask_items(
     prob: float,
     num_items: int,
     mask_id: int,
+    mask_share: float = 0.8,
+    last_share: float = 0.0,
 ) -> tuple[Array, Array]:
-    """Selects items for prediction; 80 % of them become [MASK], 10 % a random item, 10 % stay.
+    """Selects items for prediction, of which some become [MASK], some a random item, some stay.
 
     In a history without a selected item the last one is selected and becomes [MASK]. The model so
     also learns the case that ranking needs; the paper adds samples with a masked last item.
@@ -219,20 +233,25 @@ def mask_items(
       prob: probability of each item to be selected.
       num_items: V; random items are drawn from 1..V and may equal the one they replace.
       mask_id: the id of [MASK].
+      mask_share, last_share: as in `BidirectionalSASRec`.
 
     Returns:
       tokens_BL as the model reads them, and bool masked_BL, the selected positions.
     """
     draw_key, kind_key, item_key = jax.random.split(key, 3)
+    last_key = jax.random.fold_in(key, 3)
     shape_BL = tokens_BL.shape
     drawn_BL = jax.random.bernoulli(draw_key, prob, shape_BL) & (segments_BL > 0)
     earlier_BLL = layers.attention_mask(segments_BL)
     # In the causal mask, a history's last item is attended to by itself alone.
     last_BL = earlier_BLL.sum(axis=1) == 1
+    if last_share:
+        alone_BL = last_BL & jax.random.bernoulli(last_key, last_share, shape_BL)
+        drawn_BL &= ~(earlier_BLL & alone_BL[:, :, None]).any(axis=1)  # all of their histories
     forced_BL = last_BL & ~(earlier_BLL & drawn_BL[:, None, :]).any(axis=2)
     kind_BL = jax.random.uniform(kind_key, shape_BL)
-    mask_BL = forced_BL | (drawn_BL & (kind_BL < MASKED_SHARE))
-    random_BL = drawn_BL & ~mask_BL & (kind_BL < MASKED_SHARE + RANDOM_SHARE)
+    mask_BL = forced_BL | (drawn_BL & (kind_BL < mask_share))
+    random_BL = drawn_BL & ~mask_BL & (kind_BL < (1 + mask_share) / 2)
     item_BL = losses.draw_negatives(item_key, shape_BL, num_items)
     tokens_BL = jnp.where(random_BL, item_BL, jnp.where(mask_BL, mask_id, tokens_BL))
     return tokens_BL, drawn_BL | forced_BL

@@ -73,24 +73,31 @@ def attend_in_turns(
     return jnp.moveaxis(mixed_NBQHK, 0, 3)
 
 
-def balance_loss(share_BLHN: Array, router_BLHN: Array, real_BL: Array) -> Array:
+def balance_loss(
+    share_BLHN: Array, router_BLHN: Array, real_BL: Array, *, all_active: bool = False
+) -> Array:
     """The load-balancing loss: 1 if all experts are used alike, N if one expert alone is used.
 
     N sum_n f_n P_n, where f_n is the fraction of selections that picked expert n, and P_n its mean
     share before the selection, which carries the gradient (Fedus et al., arXiv 2101.03961, eqs. 4
-    to 6; Lepikhin et al., arXiv 2006.16668). The mean over heads.
+    to 6; Lepikhin et al., arXiv 2006.16668). The mean over heads. Where all experts are active
+    every fraction is 1 / N and the loss would be 1 whatever the router does, so f_n is P_n then.
 
     Args:
       share_BLHN: the router's softmax over all experts.
       router_BLHN: its weights after the selection, see `top_k_experts`.
       real_BL: bool, False for padding.
+      all_active: whether all experts are active.
 
     Returns:
       A float32 scalar.
     """
     real_BL11 = real_BL[:, :, None, None]
-    active_HN = jnp.sum((router_BLHN > 0) & real_BL11, axis=(0, 1), dtype=jnp.float32)
-    fraction_HN = active_HN / jnp.maximum(active_HN.sum(axis=-1, keepdims=True), 1)
     share_HN = jnp.sum(share_BLHN.astype(jnp.float32) * real_BL11, axis=(0, 1))
     mean_HN = share_HN / jnp.maximum(jnp.sum(real_BL, dtype=jnp.float32), 1)
+    if all_active:
+        fraction_HN = mean_HN
+    else:
+        active_HN = jnp.sum((router_BLHN > 0) & real_BL11, axis=(0, 1), dtype=jnp.float32)
+        fraction_HN = active_HN / jnp.maximum(active_HN.sum(axis=-1, keepdims=True), 1)
     return share_BLHN.shape[-1] * jnp.mean(jnp.sum(fraction_HN * mean_HN, axis=-1))

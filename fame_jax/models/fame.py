@@ -23,7 +23,7 @@ from fame_jax.models import experts, surgery
 from fame_jax.models.bert4rec import BERT4Rec, BidirectionalSASRec
 from fame_jax.models.fame_block import FAMEBlock
 from fame_jax.models.item_model import ItemModel
-from fame_jax.models.objective import add_term, target_loss
+from fame_jax.models.objective import add_term, is_equal, target_loss
 from fame_jax.models.options import Range, Weight
 from fame_jax.models.sasrec import SASRec
 
@@ -39,7 +39,8 @@ class FAME(SASRec):
         'inputs', the position's hidden state, which is known before they attend.
       active_experts: experts of a head used at a position, those of largest weight; 0: all. With
         routing by inputs the others do not attend, which saves their work.
-      balance_weight: weight of the load-balancing loss, such as .01 (arXiv 2101.03961).
+      balance_weight: weight of the load-balancing loss, such as .01 (arXiv 2101.03961). If all
+        experts are active, their mean weights take the place of the fractions of selections.
       remat: experts attend one after another, and again in the backward pass, so that memory holds
         the attention weights of one expert; on a CPU this is also faster if there are many experts.
       attention_residual: 'norm', x + f and LayerNorm, as in the backbone; 'slice', head h adds
@@ -139,15 +140,19 @@ class FAME(SASRec):
         Arguments and results are those of `ItemModel.objective`; with a `head_loss` there is the
         metric 'head_loss', with a `balance_weight` the metric 'balance'.
         """
-        item_key, head_key = (key, key) if not self.head_loss else jax.random.split(key)
+        has_head_loss = not is_equal(self.head_loss, 0)
+        item_key, head_key = jax.random.split(key) if has_head_loss else (key, key)
         total, weight, intermediates = self.item_loss(params, batch, item_key, loss)
         block, metrics = intermediates['facet_block'], {}
-        if self.head_loss:
+        if has_head_loss:
             term = self.loss_of_heads(params, block, batch, head_key, loss)
             total, metrics['head_loss'] = add_term(total, weight, term, self.head_loss)
-        if self.balance_weight:
+        if not is_equal(self.balance_weight, 0):
             balance = experts.balance_loss(
-                block['share_BLHN'], block['router_BLHN'], batch.segments_BL > 0
+                block['share_BLHN'],
+                block['router_BLHN'],
+                batch.segments_BL > 0,
+                all_active=self.active_experts in (0, self.num_experts),
             )
             total, metrics['balance'] = add_term(total, weight, (balance, 1.0), self.balance_weight)
         return total, weight, metrics
@@ -191,10 +196,10 @@ class FAME(SASRec):
                 f'active_experts={self.active_experts} is more than num_experts='
                 f'{self.num_experts}; use 0 for all'
             )
-        if self.balance_weight and self.active_experts in (0, self.num_experts):
+        if self.balance_weight and self.num_experts == 1:
             raise ValueError(
-                f'balance_weight={self.balance_weight} has no effect while all experts are active; '
-                'add active_experts=2, or leave it out'
+                f'balance_weight={self.balance_weight} has no effect on a single expert; leave it '
+                'out, or use more experts'
             )
         if self.expert_init == 'upcycle' and self.num_experts > 1 and self.expert_noise == 0:
             raise ValueError(
@@ -217,7 +222,7 @@ class FAME(SASRec):
         """
         old, new = f'block_{self.num_blocks - 1}', 'facet_block'
         kept = ['key', 'value'] + (['key_bias', 'value_bias'] if self.attention_bias else [])
-        if self.positions != 'start':
+        if self.positions in ('relative', 'both'):
             kept.append('distance')
         if self.output_projection == 'keep':
             kept += ['output', 'output_bias']

@@ -33,6 +33,9 @@ class ItemModel(nn.Module):
       temperature: cosine similarities are divided by it.
       dtype: of activations; parameters are float32.
       mesh: the devices that share the item table; None: one device.
+      text_width: E, of frozen text vectors, for a model that trains `text_path.py` too; 0: none.
+        The map is a parameter of the tree alone: methods of the module read tables that have it in
+        them.
     """
 
     num_items: int = 0
@@ -41,6 +44,7 @@ class ItemModel(nn.Module):
     temperature: options.Temperature = 0.07
     dtype: Any = jnp.float32
     mesh: jax.sharding.Mesh | None = None
+    text_width: int = 0
 
     # The model's name in tables of results.
     title: ClassVar[str] = ''

@@ -26,7 +26,7 @@ MASKED = -1e9
 
 
 class Dropout(nn.Module):
-    """Dropout that decides about an entry by one random byte.
+    """Dropout that decides about an entry by one random byte; the rate may be a traced scalar.
 
     flax.linen.Dropout draws four bytes for each entry; drawing one costs a third of the time. The
     rate is rounded to a multiple of 1/256, and kept entries are scaled by the rounded rate, so that
@@ -45,7 +45,7 @@ class Dropout(nn.Module):
 
         They can be drawn before the entries are computed.
         """
-        if not train or _kept(self.rate) == 256:
+        if not train or (isinstance(self.rate, float | int) and _kept(self.rate) == 256):
             return None
         size = math.prod(shape)
         words = jax.random.bits(self.make_rng('dropout'), (-(-size // 4),), jnp.uint32)
@@ -58,12 +58,16 @@ def apply_dropout(x: Array, dropout_bits: Array | None, rate: float) -> Array:
     if dropout_bits is None:
         return x
     kept = _kept(rate)
-    return jnp.where(dropout_bits < kept, x * (256 / max(kept, 1)), 0)
+    if isinstance(kept, int):
+        return jnp.where(dropout_bits < kept, x * (256 / max(kept, 1)), 0)
+    scale = (256 / jnp.maximum(kept, 1)).astype(x.dtype)
+    return jnp.where(dropout_bits < kept, x * scale, 0)
 
 
-def _kept(rate: float) -> int:
-    """Of the 256 values of a byte, the number that keeps an entry."""
-    return round((1 - rate) * 256)
+def _kept(rate: float | Array) -> int | Array:
+    """Of the 256 values of a byte, the number that keeps an entry; of a traced rate an array."""
+    kept = (1 - rate) * 256
+    return round(kept) if isinstance(kept, float | int) else jnp.round(kept).astype(jnp.int32)
 
 
 def attention_mask(segments_BL: Array) -> Array:

@@ -82,7 +82,7 @@ def target_loss(
     weight_T = batch.weights_BL.reshape(-1)
     if loss.loss == 'ce':
         log_extra_T = None
-        if loss.seen_weight != 1:
+        if not is_equal(loss.seen_weight, 1):
             log_extra_T = losses.log_seen(
                 query_BLD,
                 item_VD[batch.tokens_BL],
@@ -138,7 +138,7 @@ def target_loss(
 
 def labels(batch: Batch, loss: LossOptions) -> tuple[Array, Array | None]:
     """The targets of all positions, [T], and None; or soft labels, targets and shares [T, F]."""
-    if loss.future_targets == (1.0,):
+    if len(loss.future_targets) == 1:
         return batch.targets_BL.reshape(-1), None
     target_BLF, share_BLF = losses.future_targets(
         batch.targets_BL, batch.segments_BL, loss.future_targets
@@ -223,6 +223,11 @@ def in_history(batch: Batch, item_BLR: Array) -> Array:
         equal_BLSR = history_BL[:, None, :, None] == item_BLR[:, :, None, :]
         inside_BLR |= jnp.any(equal_BLSR & same_BLS[..., None], axis=2)
     return inside_BLR
+
+
+def is_equal(value: float | Array, number: float) -> bool:
+    """Whether a setting has the value that switches a term off; a traced setting has not."""
+    return isinstance(value, float | int) and value == number
 
 
 def add_term(

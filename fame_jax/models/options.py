@@ -29,7 +29,7 @@ Weight = Annotated[float, Range(0, 1000)]  # of a term of the loss
 Temperature = Annotated[float, Range(1e-4, 1000)]
 
 # Fields that are no options: the data, the numeric type and the devices decide them.
-NOT_OPTIONS = ('num_items', 'dtype', 'mesh', 'parent', 'name')
+NOT_OPTIONS = ('num_items', 'dtype', 'mesh', 'text_width', 'parent', 'name')
 
 
 class Option(NamedTuple):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from fame_jax.errors import UserError
 from fame_jax.models import options as option_types
+from fame_jax.models import text_path
 from fame_jax.models.atten_mixer import AttenMixer
 from fame_jax.models.bert4rec import BERT4Rec
 from fame_jax.models.bsarec import BSARec, CausalBSARec
@@ -102,7 +103,7 @@ def _import_class(name: str) -> type[ItemModel]:
 def options(cls: type[ItemModel]) -> dict[str, Any]:
     """The options of a model class and their defaults, in the order of its fields.
 
-    These are all of its fields but num_items, dtype and mesh.
+    These are all of its fields but num_items, dtype, mesh and text_width.
     """
     return {name: option.default for name, option in option_types.of(cls).items()}
 
@@ -169,7 +170,12 @@ def init_params(module: ItemModel, key: jax.Array) -> Any:
     """Freshly initialised parameters of a model."""
     tokens_BL = jnp.ones((1, 1), jnp.int32)
     init = jax.jit(functools.partial(module.init, method='forward'))
-    return init(key, tokens_BL, tokens_BL * 0, tokens_BL)['params']
+    params = init(key, tokens_BL, tokens_BL * 0, tokens_BL)['params']
+    if not module.text_width:
+        return params
+    path_key = jax.random.fold_in(key, text_path.DRAW)
+    path = text_path.init(path_key, module.text_width, module.width)
+    return {**params, text_path.NAME: path}
 
 
 def label(module: ItemModel) -> str:

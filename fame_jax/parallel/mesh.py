@@ -23,9 +23,10 @@ Array = jax.Array
 Tree = Any
 
 DATA, MODEL = 'data', 'model'
+MEMBERS = 'members'  # the axis of a mesh of its own; see training/members.py
 
-# Names of parameters with a row per item, [rows, D].
-TABLES = ('item_table',)
+# Names of parameters and constants with a row per item, [rows, D] and [rows, E].
+TABLES = ('item_table', 'text_vectors')
 
 
 def make_mesh(data: int, model: int) -> Mesh | None:
@@ -48,6 +49,28 @@ def make_mesh(data: int, model: int) -> Mesh | None:
     types = (AxisType.Auto, AxisType.Auto)
     devices = jax.devices()[: data * model]
     return jax.make_mesh((data, model), (DATA, MODEL), axis_types=types, devices=devices)
+
+
+def make_member_mesh(number: int) -> Mesh | None:
+    """A mesh of devices that share so many runs of one program; None for one device."""
+    devices = jax.devices()[:number]
+    if len(devices) < 2 or jax.process_count() > 1:
+        return None
+    return jax.make_mesh((len(devices),), (MEMBERS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def share_members(tree: Tree, mesh: Mesh | None) -> Tree:
+    """A tree of arrays [S, ...], or of their shapes, with an equal part of S on each device."""
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, PartitionSpec(MEMBERS))
+
+    def share(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.device_put(leaf, sharding)
+
+    return jax.tree.map(share, tree)
 
 
 def table_rows(num_items: int, mesh: Mesh | None) -> int:

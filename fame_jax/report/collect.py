@@ -44,7 +44,7 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True)
 class Grouping:
-    """Test users in groups by one property; rows as `groups.group_metrics` returns them."""
+    """Test targets in groups by one property; rows as `groups.group_metrics` returns them."""
 
     by: str
     rows: Sequence[Mapping[str, Any]]
@@ -69,7 +69,7 @@ class RunReport:
       results: stage ('popularity' and 'item_graph' too) -> 'model', its name; 'test', and
         'shuffled' after an order test, protocol -> metrics; 'lists', protocol -> metrics of
         recommended lists.
-      ranks: stage -> protocol -> int [U], the rank of each user's test target.
+      ranks: stage -> protocol -> int [R], the rank of each test target.
       paper: stage -> the paper's results for that model.
       curves: of each stage that logged epochs.
       groupings: test metrics by length of the history and by popularity of the target.
@@ -143,13 +143,11 @@ def collect(
     stage = next((stage for stage in reversed(TRAINED) if stage in results), '')
     if not stage:
         raise UserError(f'{path} has no metrics of a trained model; run --stages=evaluate again')
-    ranks = {}
-    if data is not None:
-        if card['dataset']['fingerprint'] != data.card['fingerprint']:
-            raise UserError(
-                f'{path} belongs to other data than {folder} uses now; run --stages=evaluate again'
-            )
-        ranks = _read_ranks(folder / 'ranks.npz', results)
+    if data is not None and card['dataset']['fingerprint'] != data.card['fingerprint']:
+        raise UserError(
+            f'{path} belongs to other data than {folder} uses now; run --stages=evaluate again'
+        )
+    ranks = _read_ranks(folder / 'ranks.npz', results)
     return RunReport(
         stage=stage,
         card=card,
@@ -157,7 +155,7 @@ def collect(
         ranks=ranks,
         paper={name: row for name, row in (paper or {}).items() if name in results},
         curves=_curves(run_dir.Metrics(folder / 'metrics.jsonl').read(), card),
-        groupings=_groupings(data, ranks) if data is not None and ranks else (),
+        groupings=group_users(data, ranks) if data is not None and ranks else (),
         facets=_facets(folder, results),
         item_map=_read_text(folder / 'items.svg'),
         flags=_read_text(folder / 'flags.cfg'),
@@ -176,11 +174,12 @@ def limit_lines(card: Mapping[str, Any], only: str = '') -> list[str]:
         limit, epochs = config.get(f'{stage}_epochs'), of_stage.get('epochs')
         best = of_stage.get('best_epoch')
         if only in ('', stage) and limit and epochs and limit <= epochs < best + config['patience']:
-            epochs = 'epoch' if limit == 1 else 'epochs'
             which = f'best epoch {best}' if best else 'none better than before training'
+            which += ', still improving' if best == epochs else ''
             lines.append(
-                f'{stage} ended at its limit of {limit} {epochs} ({which}) and not by '
-                f'patience ({config["patience"]}); more epochs may give better figures.'
+                f'{stage} ended at its limit of {limit} {"epoch" if limit == 1 else "epochs"} '
+                f'({which}) and not by patience ({config["patience"]}); more epochs may give '
+                'better figures.'
             )
     return lines
 
@@ -238,12 +237,18 @@ def _curve_name(name: str) -> str:
     return 'loss ' + name.partition('_')[2] if '/' in name else name
 
 
-def _groupings(data: Dataset, ranks: Mapping[str, Mapping[str, np.ndarray]]) -> list[Grouping]:
+def group_users(data: Dataset, ranks: Mapping[str, Mapping[str, np.ndarray]]) -> list[Grouping]:
+    """Test users by length of their history and by popularity of their target.
+
+    Args:
+      data: the prepared data set.
+      ranks: of any models by name, as `groups.group_metrics` takes them.
+    """
     trained, _ = data.training_histories()
-    _, offsets, target_U = data.leave_one_out('test')
-    count_U = np.bincount(trained, minlength=data.num_items + 1)[target_U]
+    starts, ends = data.history_bounds('test')
+    count_U = np.bincount(trained, minlength=data.num_items + 1)[data.items[ends]]
     parts = {
-        'length of history': groups.by_quantile(np.diff(offsets)),
+        'length of history': groups.by_quantile(ends - starts),
         'popularity of the target': groups.by_popularity(count_U),
     }
     return [Grouping(by, groups.group_metrics(part, ranks)) for by, part in parts.items()]
@@ -255,6 +260,6 @@ def _facets(folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     if not final:
         return {}
     path = folder / 'text' / 'text.json'
-    probes = run_dir.read_json(path)['probes'] if path.is_file() else {}
+    probes = run_dir.read_json(path).get('probes', {}) if path.is_file() else {}
     stages = {f'text, {when}': probes[when] for when in ('before', 'after') if when in probes}
     return stages | {'fine-tuned': final}

@@ -45,7 +45,10 @@ HIGHLIGHT = {'facecolor': '#FBE3A1', 'edgecolor': 'none', 'pad': 1.5}
 # Charts inside the page: transparent, in colours that are visible on white and on black. INK stands
 # for the colour of the page's text, which the browser knows.
 INK = '#010203'
-LINE_COLORS = ('#1F87C9', '#D9730D', '#00A078', '#B86BA4', '#8A8F98')
+LINE_COLORS = (
+    *('#1F87C9', '#D9730D', '#00A078', '#B86BA4', '#8A8F98'),
+    *('#7A74D6', '#A98A1E', '#D9534F'),
+)
 WIDTH = 4.4  # inches, the width of a phone's screen
 
 # Largest explanation: items of the history, lists per row, recommended items.
@@ -61,7 +64,7 @@ def to_svg(draw: Callable[..., None], *args: Any) -> str:
 
 
 @contextlib.contextmanager
-def _new_figure(path: Path, size: tuple[float, float], **style: Any) -> Iterator[Any]:
+def new_figure(path: Path, size: tuple[float, float], **style: Any) -> Iterator[Any]:
     """A matplotlib Figure, `size` in inches, which is written to `path` at the end, or not at all.
 
     Raises:
@@ -78,15 +81,16 @@ def _new_figure(path: Path, size: tuple[float, float], **style: Any) -> Iterator
             figure.savefig(file, format='svg', dpi=200, metadata={'Date': None})
 
 
-def _new_chart(path: Path, height: float) -> contextlib.AbstractContextManager[Any]:
+def new_chart(path: Path, height: float) -> contextlib.AbstractContextManager[Any]:
     """A figure inside the page: transparent, its lines and letters in INK."""
     ink = ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color')
     clear = ('figure.facecolor', 'axes.facecolor', 'savefig.facecolor')
     style = dict.fromkeys(ink, INK) | dict.fromkeys(clear, 'none')
-    return _new_figure(path, (WIDTH, height), **style)
+    return new_figure(path, (WIDTH, height), **style)
 
 
-def _tidy(axes: Any) -> None:
+def tidy(axes: Any) -> None:
+    """Leaves two of the four spines, and draws a faint grid below the values."""
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(color=INK, alpha=0.15, linewidth=0.5)
     axes.set_axisbelow(True)
@@ -108,7 +112,7 @@ def curves(
     losses = {name: line for name, line in lines.items() if name.startswith('loss')}
     others = {name: line for name, line in lines.items() if name not in losses}
     parts = [(label, part) for label, part in (('loss', losses), ('', others)) if part]
-    with _new_chart(path, 0.6 + 1.5 * len(parts)) as figure:
+    with new_chart(path, 0.6 + 1.5 * len(parts)) as figure:
         axes_P = figure.subplots(len(parts), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (label, part) in zip(axes_P, parts):
             for color, line in zip(LINE_COLORS * len(part), part.values()):
@@ -118,28 +122,32 @@ def curves(
                 axes.legend([one_line(name, 26) for name in part], frameon=False, fontsize='small')
             if best_epoch is not None:
                 axes.axvline(best_epoch, color=INK, linewidth=0.8, linestyle='--')
-            _tidy(axes)
+            tidy(axes)
         best = '' if best_epoch is None else f' (dashed: the best, {best_epoch})'
         axes.set_xlabel('epoch' + best)
         axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def groups(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], path: Path) -> None:
-    """Draws masked NDCG@10 of each group of users with its standard error.
+def groups(
+    rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], protocol: str, path: Path
+) -> None:
+    """Draws NDCG@10 of each group of users with its standard error.
 
     Args:
       rows: as `groups.group_metrics` returns them.
-      names: stage -> the model's name; these stages are drawn.
+      names: stage -> the model's name; these stages are drawn, at most `len(LINE_COLORS)`.
+      protocol: 'masked' or 'unmasked'.
       path: of the SVG file.
     """
-    with _new_chart(path, 1.1 + 0.42 * len(rows)) as figure:
+    height = 0.8 + 0.18 * len(names) + max(0.42, 0.12 * len(names)) * len(rows)
+    with new_chart(path, height) as figure:
         axes = figure.subplots()
         for s, (stage, name) in enumerate(names.items()):
-            masked = [row['figures'][stage]['masked'] for row in rows]
+            found = [row['figures'][stage][protocol] for row in rows]
             axes.errorbar(
-                [metrics['ndcg@10'] for metrics in masked],
-                np.arange(len(rows)) + 0.2 * (s - (len(names) - 1) / 2),
-                xerr=[metrics['error'] for metrics in masked],
+                [metrics['ndcg@10'] for metrics in found],
+                np.arange(len(rows)) + min(0.2, 0.8 / len(names)) * (s - (len(names) - 1) / 2),
+                xerr=[metrics['error'] for metrics in found],
                 fmt=MARKS[s][1],
                 color=LINE_COLORS[s],
                 ms=5,
@@ -149,8 +157,8 @@ def groups(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], path: Pa
         axes.set_yticks(range(len(rows)), [row['name'] for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.locator_params(axis='x', nbins=5)
-        axes.set_xlabel('masked NDCG@10 ± standard error')
-        _tidy(axes)
+        axes.set_xlabel(f'{protocol} NDCG@10 ± standard error')
+        tidy(axes)
         figure.legend(loc='outside upper left', frameon=False, fontsize='small')
 
 
@@ -163,7 +171,7 @@ def gates(heads: Sequence[Mapping[str, Any]], edges: Sequence[float], path: Path
       edges: of the histograms' bins.
       path: of the SVG file.
     """
-    with _new_chart(path, 0.6 + 0.75 * len(heads)) as figure:
+    with new_chart(path, 0.6 + 0.75 * len(heads)) as figure:
         axes_H = figure.subplots(len(heads), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for h, (axes, head) in enumerate(zip(axes_H, heads)):
             count = np.array(head['histogram'])
@@ -171,7 +179,7 @@ def gates(heads: Sequence[Mapping[str, Any]], edges: Sequence[float], path: Path
             axes.axvline(head['share'], color=INK, linewidth=1)
             axes.set_ylabel(head_name(h, head))
             axes.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
-            _tidy(axes)
+            tidy(axes)
         axes.set(xlim=(edges[0], edges[-1]), xlabel="gate's weight (line: mean), by share of users")
         axes.locator_params(axis='x', nbins=6, steps=[1, 2, 5, 10])
         axes.xaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
@@ -207,7 +215,7 @@ def heads_by_facets(stages: Mapping[str, Mapping[str, Any]], path: Path) -> None
     turn = slanted if max(map(len, names)) > 9 else {}
     width = 0.3 + max(0.62 * facets, 1.1)
     height = 1.2 + len(AGREEMENT) * (0.7 + 0.36 * heads) + (0.8 if turn else 0)
-    with _new_figure(path, (max(4, 1 + len(stages) * width), height)) as figure:
+    with new_figure(path, (max(4, 1 + len(stages) * width), height)) as figure:
         grid = figure.subplots(len(AGREEMENT), len(stages), sharex=True, squeeze=False)
         for axes_S, (key, label) in zip(grid, AGREEMENT.items()):
             for axes, agreement in zip(axes_S, stages.values()):
@@ -287,7 +295,7 @@ def item_map(
     """
     columns = min(3, len(labels))
     rows = math.ceil(len(labels) / columns)
-    with _new_figure(path, (4.2 * columns, 5.1 * rows)) as figure:
+    with new_figure(path, (4.2 * columns, 5.1 * rows)) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.set_axis_off()
@@ -349,7 +357,7 @@ def explanation(explained: Mapping[str, Any], path: Path) -> None:
     """
     rows = min(len(explained['history']), MAX_ROWS)
     if 'heads' not in explained:
-        with _new_figure(path, (12, 3.4 + 0.24 * rows)) as figure:
+        with new_figure(path, (12, 3.4 + 0.24 * rows)) as figure:
             _removals(figure.subplots(), explained, rows)
             figure.suptitle(_heading(explained), fontsize='medium')
         return
@@ -364,7 +372,7 @@ def explanation(explained: Mapping[str, Any], path: Path) -> None:
     strips = [lists[n : n + LISTS_PER_ROW] for n in range(0, len(lists), LISTS_PER_ROW)]
     longest = max(len(entries) for _, entries in lists)
     heights = [1.5 + 0.24 * rows, *[0.5 + 0.2 * longest] * len(strips)]
-    with _new_figure(path, (12, 0.4 + sum(heights))) as figure:
+    with new_figure(path, (12, 0.4 + sum(heights))) as figure:
         above, *below = figure.subfigures(1 + len(strips), 1, height_ratios=heights)
         _attention(above, explained, rows)
         for part, strip in zip(below, strips):

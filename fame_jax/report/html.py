@@ -40,20 +40,35 @@ def page(run: RunReport) -> str:
         'protocol': ('Protocol', _protocol(run.card)),
         'flags': ('Reproduce this run', _flags(run)),
     }
+    title = f'{run.names[run.stage]} on {run.card["dataset"]["name"]}'
+    return document(title, _summary(run), sections)
+
+
+def document(
+    title: str, summary: str, sections: Mapping[str, tuple[str, str]], generator: str = ''
+) -> str:
+    """The HTML of a page.
+
+    Args:
+      title: plain text.
+      summary: HTML below the title.
+      sections: id -> (heading, HTML); those without HTML are left out.
+      generator: the name of the command that makes the page.
+    """
     sections = {name: section for name, section in sections.items() if section[1]}
     links = ''.join(f'<li><a href="#{name}">{h2}</a></li>\n' for name, (h2, _) in sections.items())
     bodies = ''.join(
         f'<section id="{name}">\n<h2>{h2}</h2>\n{body}\n</section>\n'
         for name, (h2, body) in sections.items()
     )
-    title = f'{run.names[run.stage]} on {run.card["dataset"]["name"]}'
     style = resources.files('fame_jax.report').joinpath('page.css').read_text(encoding='utf-8')
+    made_by = f'<meta name="generator" content="{generator}">\n' if generator else ''
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{made_by}'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<title>{html.escape(one_line(title, 120))}</title>\n<style>\n{style}</style>\n</head>\n'
-        f'<body>\n<header>\n<h1>{text(title)}</h1>\n{_summary(run)}\n'
+        f'<body>\n<header>\n<h1>{text(title)}</h1>\n{summary}\n'
         f'<nav aria-label="Sections"><ul>\n{links}</ul></nav>\n</header>\n'
         f'<main>\n{bodies}</main>\n</body>\n</html>\n'
     )
@@ -63,11 +78,11 @@ def page(run: RunReport) -> str:
 
 
 def _summary(run: RunReport) -> str:
-    """The main results in a few sentences."""
+    """The main result with its interval, the end of each stage, and the figures in sentences."""
     data, protocol = run.card['dataset'], run.protocol
     first, other = (run.metrics(run.stage, p) for p in (protocol, run.other_protocol))
     parts = [
-        f'The last item of each of {data["users"]:,} users is ranked among all {data["items"]:,} '
+        f'{_targets(run.card)} is ranked among all {data["items"]:,} '
         f'items. {RANKED[protocol]}, HR@10 is <b>{number(first["hr@10"])}</b> '
         f'and NDCG@10 <b>{number(first["ndcg@10"])}</b>; {run.other_protocol}, '
         f'{number(other["hr@10"])} and {number(other["ndcg@10"])}.'
@@ -79,32 +94,71 @@ def _summary(run: RunReport) -> str:
                 f'{title}: HR@10 {number(floor["hr@10"])}, NDCG@10 {number(floor["ndcg@10"])} '
                 f'({protocol}).'
             )
-    if run.stage == 'finetune' and 'pretrain' in run.results:
-        before = run.metrics('pretrain', protocol)['ndcg@10']
-        parts.append(
-            f'Fine-tuning changes {protocol} NDCG@10 from {number(before)} (the backbone, '
-            f'{text(run.names["pretrain"])}) to {number(first["ndcg@10"])}{_gain(run)}.'
-        )
     parts.append(_repeats(run.card))
-    parts += [line[0].upper() + line[1:] for line in limit_lines(run.card)]
-    return f'<p>{" ".join(filter(None, parts))}</p>'
-
-
-def _gain(run: RunReport) -> str:
-    """The gain of fine-tuning with its interval; '' without the ranks of the users."""
-    if not {'pretrain', 'finetune'} <= {*run.ranks}:
-        return ''
-    pair = (
-        significance.ndcg(run.ranks[stage][run.protocol], 10) for stage in ('finetune', 'pretrain')
+    if run.card.get('time_split', {}).get('targets') == 'successive':
+        parts.append('In all sections, a user with several targets counts once for each.')
+    lines = [_gain_line(run), *map(_capitalized, limit_lines(run.card))]
+    return (
+        f'<p>{" ".join(filter(None, parts))}</p>\n'
+        + ''.join(f'<p class="verdict">{line}</p>\n' for line in lines if line).strip()
     )
-    test = significance.paired_interval(*pair)
+
+
+def _targets(card: Mapping[str, Any]) -> str:
+    """The targets of the test, as the subject of a sentence."""
+    by_time = card.get('time_split')
+    if not by_time:
+        return f'The last item of each of {card["dataset"]["users"]:,} users'
+    test = by_time['test']
+    which = 'The last item' if by_time['targets'] == 'last' else 'Each item'
+    return (
+        f'The split is by time at {by_time["moment"]}, and training ends at '
+        f'{by_time["validation_moment"]}. {which} from then on of {test["users"]:,} users '
+        f'({test["targets"]:,} targets, {test["targets_without_training"]:,} of them without a '
+        'training action)'
+    )
+
+
+def _capitalized(line: str) -> str:
+    return line[0].upper() + line[1:]
+
+
+def _gain_line(run: RunReport) -> str:
+    """The gain of fine-tuning, or of a model without it over the baseline that is not trained."""
+    after = run.metrics(run.stage, run.protocol)['ndcg@10']
+    if run.stage == 'finetune' and 'pretrain' in run.results:
+        before = run.metrics('pretrain', run.protocol)['ndcg@10']
+        return (
+            f'Fine-tuning changes {run.protocol} NDCG@10 from {number(before)} (the backbone, '
+            f'{text(run.names["pretrain"])}) to {number(after)}{_gain(run, "pretrain")}.'
+        )
+    floor = next((name for name in ('item_graph', 'popularity') if name in run.results), '')
+    if not floor or not (gain := _gain(run, floor)):
+        return ''
+    before = run.metrics(floor, run.protocol)['ndcg@10']
+    return (
+        f'{run.protocol.capitalize()} NDCG@10 is {number(after)}, and {number(before)} of '
+        f'{text(run.names[floor])}, which is not trained{gain}.'
+    )
+
+
+def _gain(run: RunReport, before: str) -> str:
+    """The gain over another row with its interval; '' without the ranks of the users."""
+    if not {before, run.stage} <= {*run.ranks}:
+        return ''
+    pair = (significance.ndcg(run.ranks[stage][run.protocol], 10) for stage in (run.stage, before))
+    return f' ({describe_interval(significance.paired_interval(*pair))})'
+
+
+def describe_interval(test: significance.PairedInterval) -> str:
+    """A difference in words: with its interval, in percent, and whether it can be chance."""
     words = str(test)
     if test.second:
         shares = (100 * value / test.second for value in (test.difference, test.low, test.high))
         words += '; {:+.1f} %, interval {:+.1f} % to {:+.1f} %'.format(*shares)
     if test.low <= 0 <= test.high:
         words += '; a difference of this size can be chance'
-    return f' ({words})'
+    return words
 
 
 def _repeats(card: Mapping[str, Any]) -> str:
@@ -215,7 +269,7 @@ def _group(run: RunReport, n: int, grouping: Grouping) -> str:
         cells.append(number(unmasked['ndcg@10']))
         cells += [number(row['figures'][stage]['masked']['ndcg@10']) for stage in others]
         rows.append(cells)
-    svg = figures.to_svg(figures.groups, grouping.rows, names)
+    svg = figures.to_svg(figures.groups, grouping.rows, names, 'masked')
     drawn = chart(svg, f'group-{n}', f'Masked NDCG@10 by {grouping.by}')
     return f'<h3>By {grouping.by}</h3>' + panels([drawn, table(head, rows)])
 
@@ -347,10 +401,35 @@ def _history(explained: Mapping[str, Any]) -> str:
 
 
 def _protocol(card: Mapping[str, Any]) -> str:
-    """The protocol card, one fact per row, folded; the flags have a section of their own."""
+    """The protocol card, folded: in words, then one fact per row; the flags are elsewhere."""
     facts = {name: value for name, value in card.items() if name != 'config'}
     rows = [[text(name), text(value, 500)] for name, value in _flat(facts)]
-    return f'<details><summary>Protocol card</summary>{table([], rows, names=2)}</details>'
+    return (
+        f'<details><summary>Protocol card, in words and all facts</summary>\n'
+        f'{protocol_in_words(card)}\n{table([], rows, names=2)}</details>'
+    )
+
+
+def protocol_in_words(card: Mapping[str, Any]) -> str:
+    """The protocol card in sentences; facts that it lacks are left out."""
+    data = card['dataset']
+    words = [f'Data set {text(data["name"])}: {data["users"]:,} users and {data["items"]:,} items.']
+    for name, form in (
+        ('split', 'The split is {}.'),
+        ('candidates', 'Each target is ranked among {}.'),
+        ('masked', 'Masked: {}.'),
+        ('unmasked', 'Unmasked: {}.'),
+        ('ties', 'Ties {}.'),
+        ('selection', 'Selection: {}; the test split selects nothing.'),
+        ('lists', 'Recommended lists: {}.'),
+        ('seed', 'The seed is {}.'),
+    ):
+        if name in card:
+            words.append(form.format(text(card[name], 500)))
+    if 'test' in card.get('repeats', {}):
+        share = percent(card['repeats']['test'])
+        words.append(f'Of the test targets {share} stand in the history of their user.')
+    return f'<p>{" ".join(words)}</p>'
 
 
 def _flat(value: Any, name: str = '') -> list[tuple[str, str]]:

@@ -13,8 +13,11 @@ SELECT_ON = 'ndcg@20'  # validation
 
 def markdown(tables: Mapping[str, Any]) -> str:
     """The tables as a page."""
+    splits = 'leave one out'
+    if any('time_split' in table for table in tables['datasets'].values()):
+        splits = 'leave one out except where a table is headed “split by time”'
     parts = [
-        'Test figures, leave one out, every user ranked against all items, ties count against the '
+        f'Test figures, {splits}, every user ranked against all items, ties count against the '
         'target; best epoch by validation NDCG@20, masked. Mean ± sample standard deviation over '
         'seeds. Bold: the best row by validation NDCG@20, masked. *Italics: printed by others, '
         'under the protocol that they state.*\n'
@@ -22,6 +25,8 @@ def markdown(tables: Mapping[str, Any]) -> str:
     for dataset, table in tables['datasets'].items():
         card, remarks = table['card'], {}
         parts.append(f'## {dataset}: {card["users"]:,} users, {card["items"]:,} items\n')
+        if by_time := table.get('time_split'):
+            parts.append(f'{_describe_split(by_time)}\n')
         if share := table.get('repeats', 0):
             parts.append(f'{share:.1%} of the test targets stand in the history of their user.\n')
         if table.get('select_on', 'masked') != 'masked':
@@ -37,6 +42,20 @@ def markdown(tables: Mapping[str, Any]) -> str:
         parts += [f'Machine: {machine}.\n' for machine in machines]
         parts += [f'Note: {note}.\n' for note in table['notes']]
     return '\n'.join(parts)
+
+
+def _describe_split(by_time: Mapping[str, Any]) -> str:
+    """A split by time in two sentences."""
+    test = by_time['test']
+    text = (
+        f'Training before {by_time["validation_moment"]}, test from {by_time["moment"]} on: '
+        f'{test["targets"]:,} targets of {test["users"]:,} users. '
+        f'{test["targets_without_training"]:,} targets and {test["users_without_training"]:,} '
+        'users have no training action.'
+    )
+    if by_time['targets'] == 'successive':
+        text += ' Intervals treat the targets of a user as independent.'
+    return text
 
 
 def _table(table: Mapping[str, Any], protocol: str, remarks: dict[str, int]) -> list[str]:

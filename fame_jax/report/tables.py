@@ -4,8 +4,8 @@
 
 A RUN is a folder with results.json, and ranks.npz for the paired tests; the folder of several
 seeds, which stands for all of them; or a JSON file with the contents of one results.json, of
-several by name, or of an earlier tables.json. Runs of one data set make one table for each
-protocol: mean and sample standard deviation over seeds, next to the figures that other authors
+several by name, or of an earlier tables.json. Runs of one data set and one split make one table for
+each protocol: mean and sample standard deviation over seeds, next to the figures that other authors
 printed. Nothing is selected on test figures.
 """
 
@@ -43,7 +43,7 @@ COMPARED = (
     *('pretrain_epochs', 'patience', 'select_on', 'validation_users'),
     *('finetune_epochs', 'finetune_learning_rate'),
     *('text_fields', 'facets', 'text_encoder', 'text_options'),
-    *('item_init', 'item_scale', 'unseen_items'),
+    *('item_init', 'item_scale', 'unseen_items', 'text_path', 'text_path_below'),
 )
 
 
@@ -64,6 +64,7 @@ class Result(NamedTuple):
       select_on: the protocol by which the best epoch was selected.
       repeats: the share of the test targets that stand in their history; 0 where it is not known.
       limits: a line if the stage ended at its limit of epochs.
+      time_split: moment, targets and counts of a split by time; None: leave one out.
     """
 
     run: str
@@ -79,6 +80,12 @@ class Result(NamedTuple):
     select_on: str = 'masked'
     repeats: float = 0.0
     limits: tuple[str, ...] = ()
+    time_split: Mapping[str, Any] | None = None
+
+    @property
+    def table(self) -> str:
+        """The name of the run's table: its data set and, if it is by time, its split."""
+        return table_name(self.dataset['name'], self.time_split)
 
     def ranks(self, protocol: str) -> np.ndarray | None:
         """The rank of each user's test item, int32 [U]; None where there is no ranks.npz.
@@ -96,6 +103,13 @@ class Result(NamedTuple):
             raise UserError(f'{path} has no ranks of {self.stage}; run evaluate again') from error
 
 
+def table_name(dataset: str, time_split: Mapping[str, Any] | None) -> str:
+    """The name of the table of a data set under a split."""
+    if not time_split:
+        return dataset
+    return f'{dataset}, split by time at {time_split["moment"]}, {time_split["targets"]}'
+
+
 def _seeds_apart(paths: Iterable[Path]) -> Iterator[Path]:
     """The paths, with the runs of its seeds in the place of a folder of several seeds."""
     for path in paths:
@@ -105,7 +119,7 @@ def _seeds_apart(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def read_runs(paths: Iterable[str | Path]) -> tuple[list[Result], dict[str, Any]]:
-    """The trained models of several runs in their order, and by data set the baselines by name.
+    """The trained models of several runs in their order, and by table the baselines by name.
 
     Raises:
       UserError: when a file is missing or was not written by the stage evaluate.
@@ -120,7 +134,8 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Result], dict[str, Any]
         for name, run in runs.items():
             try:
                 card, stages = run['card'], run['results']
-                of_data = baselines.setdefault(card['dataset']['name'], {})
+                time_split = card.get('time_split')
+                of_data = baselines.setdefault(table_name(card['dataset']['name'], time_split), {})
                 of_data.setdefault('popularity', stages['popularity'])
                 if 'item_graph' in stages:  # since version 0.3, and not of the largest data
                     of_data.setdefault('item_graph', stages['item_graph'])
@@ -139,6 +154,7 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Result], dict[str, Any]
                         select_on=card.get('select_on', 'masked'),
                         repeats=card.get('repeats', {}).get('test', 0.0),
                         limits=tuple(limit_lines(card, stage)),
+                        time_split=time_split,
                     )
                     for stage in ('pretrain', 'finetune')
                     if stage in stages
@@ -165,29 +181,31 @@ def collect(
     against: str = '',
     with_published: bool = True,
 ) -> Tables:
-    """The figures of every data set.
+    """The figures of every data set under every split of it.
 
     Args:
       results: as `read_runs` returns them.
-      baselines: by data set, the metrics of what is not trained, by 'popularity' and 'item_graph'.
+      baselines: by table, the metrics of what is not trained, by 'popularity' and 'item_graph'.
       against: the row that all others are tested against, by its title (with or without its
         settings) or model; '': no tests.
       with_published: whether the figures of other authors are included.
 
     Returns:
-      A dict of plain values: datasets, each with its card, rows, published rows, tests and notes.
+      A dict of plain values: datasets, one for each data set and split, each with its card, rows,
+      published rows, tests and notes.
 
     Raises:
       UserError: when runs of one data set have different data, or `against` is not a single row.
     """
     tables = {}
-    for dataset in dict.fromkeys(result.dataset['name'] for result in results):
-        of_data = [result for result in results if result.dataset['name'] == dataset]
+    for name in dict.fromkeys(result.table for result in results):
+        of_data = [result for result in results if result.table == name]
         first = of_data[0]
+        dataset, by_time = first.dataset['name'], first.time_split
         for other in of_data:
             if other.dataset['fingerprint'] != first.dataset['fingerprint']:
                 raise UserError(
-                    f'{other.run} and {first.run} are both of {dataset} and have different data'
+                    f'{other.run} and {first.run} are both of {name} and have different data'
                 )
         groups, notes = _group(of_data)
         notes += [
@@ -199,14 +217,17 @@ def collect(
         if len({one.select_on for group in groups.values() for one in group}) > 1:
             notes.append('best epochs were selected by the masked ranking in some runs only')
         rows = [
-            {'model': name, 'title': figures['model'], 'seeds': [], 'machines': []}
+            {'model': baseline, 'title': figures['model'], 'seeds': [], 'machines': []}
             | _figures([figures])
-            for name, figures in baselines[dataset].items()
+            for baseline, figures in baselines[name].items()
         ]
         rows += map(_row, groups.values())
-        models = dict.fromkeys(row['model'] for row in rows) if with_published else {}
-        tables[dataset] = {
+        # Other authors printed figures of leave one out.
+        compares = with_published and not by_time
+        models = dict.fromkeys(row['model'] for row in rows) if compares else {}
+        tables[name] = {
             'card': first.dataset,
+            **({'time_split': by_time} if by_time else {}),
             'select_on': first.select_on,
             'repeats': first.repeats,
             'rows': rows,

@@ -12,4 +12,5 @@ Read in this order:
   histories.py     a file of histories (JSON lines)
   answers.py       files of recommendations and of similar items (JSON lines, CSV, Parquet)
   demo/            a web page on this machine
+  service/         an HTTP server of recommendations
 """

@@ -57,6 +57,24 @@ class Recommendation(NamedTuple):
     titles: Sequence[str] = ()
 
 
+class HistoryRequest(NamedTuple):
+    """A history with options of its own; see `Recommender.recommend_each`.
+
+    Fields:
+      indices: int32, the known items of the history, the oldest first; see `to_indices`.
+      unknown: ids of the history that are not known.
+      k: length of the list, 1 to V.
+      filter_seen: whether items of the history are left out.
+      allowed_V: bool [V + 1], the items that may be recommended; see `candidate_mask`.
+    """
+
+    indices: np.ndarray
+    unknown: list[ItemId]
+    k: int
+    filter_seen: bool
+    allowed_V: np.ndarray
+
+
 class ServedModel(NamedTuple):
     """The functions and arrays of a trained model that serving needs.
 
@@ -244,6 +262,17 @@ class Recommender:
         """
         options = self._check(k, filter_seen, allow, deny, unknown)
         return self._recommend(histories, *options, stacklevel=3)
+
+    def recommend_each(self, requests: Sequence[HistoryRequest]) -> list[Recommendation]:
+        """Recommends to histories that have options of their own, in common batches.
+
+        Lists are those of `recommend`. A batch computes as many items as the longest of its lists
+        needs. There is no warning where no item of a history is known: the answer says so.
+
+        Raises:
+          FloatingPointError: if a score is NaN.
+        """
+        return list(self._finish(requests, self._start(requests)))
 
     def recommend_frame(
         self,
@@ -513,23 +542,26 @@ class Recommender:
     ) -> Iterator[Recommendation]:
         """Recommends to chunks of histories; the device scores one while the last is read."""
         started = None
-        for known in self._chunks(histories):
-            for indices, unknown_ids in known:
-                if unknown_ids and not len(indices):
-                    self._report_unknown(unknown_ids, unknown, stacklevel)
-            before, started = started, (known, self._start(known, k, filter_seen, allowed_V))
+        options = k, filter_seen, allowed_V
+        for requests in self._chunks(histories, options):
+            for request in requests:
+                if request.unknown and not len(request.indices):
+                    self._report_unknown(request.unknown, unknown, stacklevel)
+            before, started = started, (requests, self._start(requests))
             if before:
-                yield from self._finish(*before, k, allowed_V)
+                yield from self._finish(*before)
         if started:
-            yield from self._finish(*started, k, allowed_V)
+            yield from self._finish(*started)
 
-    def _chunks(self, histories: Iterable[Iterable[ItemId]]) -> Iterator[list[tuple]]:
-        """`to_indices` of the histories, in lists of limited numbers of histories and of items."""
-        chunk: list[tuple] = []
+    def _chunks(
+        self, histories: Iterable[Iterable[ItemId]], options: tuple[int, bool, np.ndarray]
+    ) -> Iterator[list[HistoryRequest]]:
+        """The histories in lists of limited numbers of histories and of items."""
+        chunk: list[HistoryRequest] = []
         items = 0
         for history in histories:
-            chunk.append(self.to_indices(history))
-            items += sum(map(len, chunk[-1]))
+            chunk.append(HistoryRequest(*self.to_indices(history), *options))
+            items += len(chunk[-1].indices) + len(chunk[-1].unknown)
             if len(chunk) == BATCHES_AHEAD * self.batch_size or items >= ITEMS_AHEAD:
                 yield chunk
                 chunk, items = [], 0
@@ -537,17 +569,26 @@ class Recommender:
             yield chunk
 
     def _start(
-        self, known: list[tuple], k: int, filter_seen: bool, allowed_V: np.ndarray
+        self, requests: Sequence[HistoryRequest]
     ) -> list[tuple[np.ndarray, tuple[Array, Array]]]:
         """Starts the device on histories with a known item: [(history_B, (item_BK, score_BK))]."""
-        scored = np.array([i for i, (indices, _) in enumerate(known) if len(indices)], int)
+        scored = np.array([i for i, request in enumerate(requests) if len(request.indices)], int)
         if not len(scored):
             return []
         nothing, started = np.zeros(0, np.int32), []
-        size = self.rows_for(len(scored))
-        for batch in rows.batches([known[i][0] for i in scored], self.model.max_length, size):
+        size, k = self.rows_for(len(scored)), max(request.k for request in requests)
+        known = [requests[i].indices for i in scored]
+        for batch in rows.batches(known, self.model.max_length, size):
             history_B = np.where(batch.history_B < 0, -1, scored[batch.history_B])
-            seen = [known[i][0] if filter_seen and i >= 0 else nothing for i in history_B]
+            # Rows of padding have the options of the last request; their results are not read.
+            row_requests = [requests[i] for i in history_B]
+            seen = [
+                request.indices if request.filter_seen and i >= 0 else nothing
+                for i, request in zip(history_B, row_requests)
+            ]
+            allowed_V = row_requests[0].allowed_V
+            if any(request.allowed_V is not allowed_V for request in row_requests):
+                allowed_V = np.stack([request.allowed_V for request in row_requests])
             bits_BX = rows.candidate_bits(allowed_V, seen)
             started.append((history_B, self._best(k, self.encode(batch), bits_BX)))
         return started
@@ -560,22 +601,24 @@ class Recommender:
         )
 
     def _finish(
-        self, known: list[tuple], started: list[tuple], k: int, allowed_V: np.ndarray
+        self, requests: Sequence[HistoryRequest], started: list[tuple]
     ) -> Iterator[Recommendation]:
         """Reads the device's results, and yields them in the order of the histories."""
         best: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for history_B, (item_BK, score_BK) in started:
-            item_BK, score_BK = np.asarray(item_BK)[:, :k], np.asarray(score_BK)[:, :k]
-            if np.isnan(score_BK[history_B >= 0]).any():
-                raise FloatingPointError('a score is NaN; the model cannot recommend')
+            item_BK, score_BK = np.asarray(item_BK), np.asarray(score_BK)
             for row in np.flatnonzero(history_B >= 0):
-                left_K = score_BK[row] > -np.inf
-                best[history_B[row]] = item_BK[row, left_K], score_BK[row, left_K]
-        for i, (_, unknown_ids) in enumerate(known):
+                k = requests[history_B[row]].k
+                item_K, score_K = item_BK[row, :k], score_BK[row, :k]
+                if np.isnan(score_K).any():
+                    raise FloatingPointError('a score is NaN; the model cannot recommend')
+                left_K = score_K > -np.inf
+                best[history_B[row]] = item_K[left_K], score_K[left_K]
+        for i, request in enumerate(requests):
             kind = ('', self.model.score_kind) if i in best else ('popularity', POPULARITY)
-            item_K, score_K = best[i] if i in best else self._popular(k, allowed_V)
+            item_K, score_K = best[i] if i in best else self._popular(request.k, request.allowed_V)
             ids, titles = self.to_ids(item_K), self._titles_of(item_K)
-            yield Recommendation(ids, score_K.tolist(), unknown_ids, *kind, titles)
+            yield Recommendation(ids, score_K.tolist(), request.unknown, *kind, titles)
 
     def _popular(self, k: int, allowed_V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The k allowed items with the most actions, and these numbers."""

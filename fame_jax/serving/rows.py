@@ -59,10 +59,11 @@ def candidate_bits(allowed_V: np.ndarray, seen: Sequence[np.ndarray]) -> np.ndar
     Their shape depends on the number of rows and of items alone, not on the histories.
 
     Args:
-      allowed_V: bool [V + 1], the items that may be recommended to anyone.
+      allowed_V: bool [V + 1], the items that may be recommended to anyone; or [B, V + 1], those
+        of each row.
       seen: B arrays of item indices that are no candidates of the row; repeats are allowed.
     """
-    allowed_BV = np.repeat(allowed_V[None], len(seen), axis=0)
+    allowed_BV = np.array(np.broadcast_to(allowed_V, (len(seen), allowed_V.shape[-1])))
     row = np.repeat(np.arange(len(seen)), [len(items) for items in seen])
     allowed_BV[row, np.concatenate(seen)] = False
     return np.packbits(allowed_BV, axis=1, bitorder='little')

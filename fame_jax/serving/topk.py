@@ -30,7 +30,6 @@ def list_lengths(k: int, num_items: int) -> list[int]:
     return sorted({rounded_k(length, num_items) for length in lengths})
 
 
-@partial(jax.jit, static_argnums=0, static_argnames='mesh')
 def encode_rows(
     encode: Callable[..., Any], params: Any, rows: Rows, mesh: Mesh | None = None
 ) -> Any:
@@ -43,6 +42,22 @@ def encode_rows(
       rows: tokens_BL, positions_BL, segments_BL, each row ending with its history.
       mesh: the devices that share the rows; None: one device.
     """
+    return encoder(encode, mesh)(params, rows)
+
+
+def encoder(encode: Callable[..., Any], mesh: Mesh | None = None) -> Callable[[Any, Rows], Any]:
+    """The compiled form of `encode_rows`: (params, rows) -> arrays.
+
+    It is an attribute of the function, so that the programs of a model go with the model: a server
+    that loads one export after another would otherwise keep them all.
+    """
+    compiled = vars(encode).setdefault('_compiled', {})
+    if mesh not in compiled:
+        compiled.setdefault(mesh, jax.jit(partial(_encode_rows, encode, mesh)))
+    return compiled[mesh]
+
+
+def _encode_rows(encode: Callable[..., Any], mesh: Mesh | None, params: Any, rows: Rows) -> Any:
     if mesh is None:
         return encode(params, *rows)
     sharding = NamedSharding(mesh, _histories(mesh, len(rows[0])))

@@ -1,9 +1,10 @@
 """The stages of a run, one file for each value of --stages.
 
 Read context.py first (what every stage takes), then settings.py (flags to settings), then the
-stages in their order: prepare, text, train (pretrain and finetune, with initialize.py), evaluate;
-those that use a trained run: recommend, similar, explain, export, report, with open_recommender.py
-and head_names.py; and members.py and sweep.py, which run the stages for several seeds and settings.
+stages in their order: prepare, text, train (pretrain and finetune, with initialize.py), update
+(with updated_run.py and update_start.py), evaluate; those that use a trained run: recommend,
+similar, explain, export, report, with open_recommender.py and head_names.py; and members.py and
+sweep.py, which run the stages for several seeds and settings. search.py is a command of its own.
 """
 
 from fame_jax.stages.context import RunContext, open_run
@@ -17,14 +18,17 @@ from fame_jax.stages.similar import similar
 from fame_jax.stages.sweep import run_command
 from fame_jax.stages.text import text
 from fame_jax.stages.train import finetune, pretrain
+from fame_jax.stages.update import update
+from fame_jax.stages.update_start import read_data
 
-__all__ = ('STAGES', 'RunContext', 'open_run', 'run_command')
+__all__ = ('STAGES', 'RunContext', 'open_run', 'read_data', 'run_command')
 
 STAGES = {
     'prepare': prepare,
     'text': text,
     'pretrain': pretrain,
     'finetune': finetune,
+    'update': update,
     'evaluate': evaluate,
     'recommend': recommend,
     'similar': similar,

@@ -15,18 +15,19 @@ from fame_jax import run_dir
 from fame_jax.config import Config
 from fame_jax.config import flags as config_flags
 from fame_jax.data import changes
-from fame_jax.data.card import REPEATS_RULE, repeat_share
+from fame_jax.data.card import REPEATS_RULE, describe_split, repeat_share
 from fame_jax.data.dataset import Dataset
 from fame_jax.data.eval_batches import EvalBatches
 from fame_jax.errors import UserError
 from fame_jax.evaluation.ranker import Ranker
-from fame_jax.models import registry
+from fame_jax.models import registry, text_path
 from fame_jax.models.item_model import ItemModel
 from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.parallel import processes
 from fame_jax.screen import Screen
 from fame_jax.stages import settings
-from fame_jax.training import loop
+from fame_jax.text import item_init
+from fame_jax.training import loop, trackers
 from fame_jax.training.checkpoint import Checkpoints
 
 Tree = Any
@@ -63,6 +64,7 @@ class RunContext:
         self._rankers: dict[str, Ranker] = {}
         self._lock = contextlib.ExitStack()
         self._writes = False
+        self._says_split = True
         self._check_again: Callable[[], None] = lambda: None
 
     def close(self) -> None:
@@ -70,11 +72,22 @@ class RunContext:
         self.executor.shutdown(wait=False, cancel_futures=True)
         self._lock.close()
 
-    def share(self, other: 'RunContext') -> None:
-        """Takes the data and the programs of another run, which differs in its seed alone."""
+    def share(self, other: 'RunContext', programs: bool = True, rankers: bool = True) -> None:
+        """Takes the data of another run, and what it has compiled.
+
+        Args:
+          other: the run.
+          programs: its steps too; the runs then differ in their seeds alone.
+          rankers: its rankers too; the runs then differ in nothing else that changes a ranking,
+            which a temperature does by rounding alone.
+        """
         for name in ('data', 'eval_batches', 'selection_users', 'repeats'):
             self.__dict__[name] = getattr(other, name)  # in the place of the cached property
-        self.programs, self._rankers = other.programs, other._rankers
+        if programs:
+            self.programs = other.programs
+        if rankers:
+            self._rankers = other._rankers
+        self._says_split = False  # the other says it
 
     def begin_writing(self) -> None:
         """Makes the run's folder and locks it until `close`; each stage that writes there calls it.
@@ -128,7 +141,7 @@ class RunContext:
             where = str(folder) if folder.is_dir() else f'{folder}, which does not exist,'
             raise UserError(f'{where} holds no prepared data; run --stages=prepare first')
         with self.screen.waiting(f'reading {self.dataset_folder}'):
-            data = Dataset.load(self.dataset_folder)
+            data = self.split(Dataset.load(self.dataset_folder))
         if 'prepare' not in self.config.run.stages:
             log = self.find_changed_log()
             if log is not None:
@@ -137,6 +150,23 @@ class RunContext:
                     'the prepared data are used'
                 )
         return data
+
+    def split(self, data: Dataset) -> Dataset:
+        """The data with the run's split.
+
+        Raises:
+          UserError: when they cannot be split by time.
+        """
+        options = self.config.data
+        if options.split != 'time':
+            return data
+        return data.split_by_time(options.split_at, options.split_targets)
+
+    def say_split(self) -> None:
+        """Says once which moments a split by time has, and what it counts before and after them."""
+        for line in describe_split(self.data) if self._says_split else ():
+            self.screen.say(line)
+        self._says_split = False
 
     def find_changed_log(self) -> Path | None:
         """The log, where it is there and differs from the one that was prepared."""
@@ -168,7 +198,7 @@ class RunContext:
 
     @functools.cached_property
     def eval_batches(self) -> dict[str, EvalBatches]:
-        """All users of each split, and as 'selection' those on whom epochs are selected.
+        """All targets of each split, and as 'selection' those on which epochs are selected.
 
         The devices share each batch.
         """
@@ -178,9 +208,9 @@ class RunContext:
             batches['selection'] = self._eval_batches('validation', self.selection_users)
         return batches
 
-    def _eval_batches(self, split: str, users: slice | np.ndarray = slice(None)) -> EvalBatches:
+    def _eval_batches(self, split: str, chosen: slice | np.ndarray = slice(None)) -> EvalBatches:
         data, parts = self.data, self.config.devices.data_parallel
-        starts, ends = (bounds[users] for bounds in data.history_bounds(split))
+        starts, ends = (bounds[chosen] for bounds in data.history_bounds(split))
         rows = min(EVAL_USERS, len(starts))
         return EvalBatches(
             data.items,
@@ -192,23 +222,37 @@ class RunContext:
             multiple=parts,
         )
 
+    def sample_batches(self, split: str, size: int) -> EvalBatches:
+        """A fixed sample of at most `size` targets of a split, drawn from the fingerprint."""
+        draw = np.random.default_rng(int(self.data.card['fingerprint'], 16))
+        number = self.num_targets(split)
+        targets = draw.choice(number, min(size, number), replace=False)
+        return self._eval_batches(split, np.sort(targets))
+
     @functools.cached_property
     def selection_users(self) -> np.ndarray | None:
-        """The sample of --validation_users, ascending int64; None: all users.
+        """The sample of --validation_users: validation targets, ascending int64; None: all.
 
-        It is drawn from the data's fingerprint, so that all models and seeds have the same one.
+        It is drawn from the data's fingerprint, so that all models and seeds have the same one. In
+        leave one out each user has one target.
         """
-        size, num_users = self.config.training.validation_users, self.data.num_users
-        if not 0 < size < num_users:
+        size, number = self.config.training.validation_users, self.num_targets('validation')
+        if not 0 < size < number:
             return None
         draw = np.random.default_rng(int(self.data.card['fingerprint'], 16))
-        return np.sort(draw.choice(num_users, size, replace=False))
+        return np.sort(draw.choice(number, size, replace=False))
+
+    def num_targets(self, split: str) -> int:
+        """The number of targets of a split; in leave one out one of each user."""
+        return len(self.data.history_bounds(split)[1])
 
     def describe_selection(self) -> str:
-        """The users on whom epochs are selected, in words."""
+        """The users on whom epochs are selected, in words; targets in a split by time."""
+        what = 'targets' if self.data.split.is_by_time else 'users'
         if self.selection_users is None:
-            return 'all users'
-        return f'a fixed sample of {len(self.selection_users):,} of {self.data.num_users:,} users'
+            return f'all {what}'
+        number = self.num_targets('validation')
+        return f'a fixed sample of {len(self.selection_users):,} of {number:,} {what}'
 
     def module(self, stage: str, mesh: jax.sharding.Mesh | None = None) -> ItemModel:
         """The module that a stage trains, its tables sharded over `mesh`."""
@@ -222,6 +266,48 @@ class RunContext:
             return model.backbone_module()
         dropout = config.training.finetune_dropout
         return model if dropout is None else model.clone(dropout=dropout)
+
+    def trained_module(self, stage: str, mesh: jax.sharding.Mesh | None = None) -> ItemModel:
+        """As `module`, with the map of --text_path among its parameters, where the run has one."""
+        path = self.text_path
+        width = path['text_vectors'].shape[1] if path else 0
+        return self.module(stage, mesh).clone(text_width=width)
+
+    @functools.cached_property
+    def text_path(self) -> dict[str, jax.Array]:
+        """The constant arrays of --text_path (`text_path.items`); {} without it.
+
+        Raises:
+          UserError: when the stage text has not made the vectors.
+        """
+        text, source = self.config.text, self.config.training.backbone
+        if not text.text_path:
+            return {}
+        run = self.folder if source in ('pretrain', 'scratch') else Path(source)
+        data = self.data
+        text_VE = item_init.read_text_vectors(
+            run / 'text', data.num_items, data.card['fingerprint']
+        )
+        trained, _ = data.training_histories()
+        actions_V = np.bincount(trained, minlength=data.num_items + 1)
+        rows = mesh_lib.table_rows(data.num_items, self.mesh)
+        constants = text_path.items(text_VE, actions_V, text.text_path_below, rows)
+        return mesh_lib.device_put(constants, self.mesh)
+
+    def fold(self, params: Tree, mesh: jax.sharding.Mesh | None = None) -> Tree:
+        """Parameters of a `trained_module` as those of `module`: the map is in the item table.
+
+        Args:
+          params: of a trained module; without --text_path they are returned as they are.
+          mesh: of the module; None for one device.
+        """
+        constants = self.text_path
+        if not constants:
+            return params
+        if mesh != self.mesh:  # whose table may have another number of rows
+            rows = len(params['item_table'])
+            constants = {n: _with_rows(mesh_lib.gather(a), rows) for n, a in constants.items()}
+        return mesh_lib.device_put(text_path.fold(params, constants), mesh)
 
     def label(self, stage: str) -> str:
         """The model of a stage as results name it: its title and what differs from defaults."""
@@ -288,9 +374,14 @@ class RunContext:
             return loop.check_progress(checkpoints)
 
     def best_params(self, stage: str, module: ItemModel) -> Tree:
-        """The parameters of a stage's best epoch, sharded as the module's mesh says."""
+        """The parameters of a stage's best epoch, sharded as the module's mesh says.
+
+        They are those of `module`: a map of --text_path is in the item table.
+        """
+        trained = self.trained_module(stage, module.mesh)
         with self.checkpoints(stage) as checkpoints:
-            return checkpoints.restore(best=abstract_params(module))['best']
+            best = checkpoints.restore(best=abstract_params(trained))['best']
+        return self.fold(best, module.mesh)
 
     def write_flags(self) -> None:
         """Writes flags.cfg, which repeats the run; its stages are all that the run has had."""
@@ -303,6 +394,12 @@ class RunContext:
         text = config_flags.text(self.config.replace(stages=stages))
         if not path.exists() or path.read_text(encoding='utf-8') != text:
             run_dir.write_text(path, text)
+
+
+def _with_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """The first rows of an array, and zeros after its last one."""
+    kept = array[:rows]
+    return np.pad(kept, [(0, rows - len(kept)), *[(0, 0)] * (array.ndim - 1)])
 
 
 def abstract_params(module: ItemModel) -> Tree:
@@ -325,6 +422,8 @@ def open_run(
       UserError: when the settings do not fit together or do not fit the run that the folder holds.
     """
     config, module = settings.complete(given, model)
+    if set(config.run.stages) & set(TRAINED):
+        trackers.check(config.run.track)
     devices = config.devices
     if devices.cache_dir:
         programs = str(Path(devices.cache_dir) / 'programs')

@@ -10,6 +10,7 @@ import numpy as np
 
 from fame_jax import machine, run_dir
 from fame_jax.data.card import REPEATS_SAID
+from fame_jax.data.dataset import Dataset
 from fame_jax.evaluation import facet_probe, histories, lists, metrics, significance
 from fame_jax.evaluation.ranking import Ranks, rank_users
 from fame_jax.models.item_model import ItemModel
@@ -23,7 +24,7 @@ from fame_jax.stages.context import SPLITS, TRAINED, RunContext
 from fame_jax.stages.graph_baseline import SHUFFLED, GraphBaseline, graph_baseline
 from fame_jax.stages.head_names import head_names
 from fame_jax.stages.open_recommender import serving_model
-from fame_jax.stages.top_lists import top_lists
+from fame_jax.stages.top_lists import top_lists, use_of_heads
 from fame_jax.text import item_init
 from fame_jax.text.vectors import read_vectors
 from fame_jax.training import loop
@@ -45,6 +46,7 @@ def evaluate(context: RunContext) -> None:
     """
     _ = context.data  # refused here where there are none, before anything is written
     context.begin_writing()
+    context.say_split()
     model_source.check_source(context)
     results: dict[str, Any] = {'popularity': {'model': 'popularity'}}
     with context.screen.waiting('evaluate: ranking by popularity'):
@@ -57,6 +59,9 @@ def evaluate(context: RunContext) -> None:
             params, stages[stage], of_stage, of_lists = _evaluate_stage(context, stage)
         ranks |= of_stage
         results[stage] = {'model': context.label(stage), 'lists': of_lists}
+        if 'facet_block' in params and jax.process_count() == 1:
+            with context.screen.waiting('evaluate: comparing the heads'):
+                results[stage]['heads'] = use_of_heads(context, params)
         facets = _probe_facets(context, params) if 'facet_block' in params else {}
         names = head_names(context, context.module(stage))
         facets |= {'heads': names} if facets and names else {}
@@ -147,7 +152,7 @@ def _rank_after_shuffling(context: RunContext, model: ServedModel) -> Ranks:
         model.params,
         model.item_VD,
         map(histories.shuffle_all_but_last, context.eval_batches['test']),
-        context.data.num_users,
+        context.num_targets('test'),
         model.combine,
         num_items=context.data.num_items,
         mesh=model.mesh,
@@ -171,10 +176,11 @@ def _metrics(ranks: Ranks) -> dict[str, dict[str, float]]:
 
 
 def _target_actions(context: RunContext, split: str) -> np.ndarray:
-    """How often each user's target occurs in the training parts of all histories, [U]."""
-    items, _ = context.data.training_histories()
-    _, _, target_U = context.data.leave_one_out(split)
-    return np.bincount(items, minlength=context.data.num_items + 1)[target_U]
+    """How often each target occurs in the training parts of all histories, [R]."""
+    data = context.data
+    items, _ = data.training_histories()
+    _, ends = data.history_bounds(split)
+    return np.bincount(items, minlength=data.num_items + 1)[data.items[ends]]
 
 
 def by_target(ranks: Ranks, actions_U: np.ndarray) -> dict[str, Any]:
@@ -197,7 +203,7 @@ def _rank_by_popularity(context: RunContext) -> dict[tuple[str, str], Ranks]:
             model.params,
             model.item_VD,
             context.eval_batches[split],
-            context.data.num_users,
+            context.num_targets(split),
             model.combine,
         )
         for split in SPLITS
@@ -292,7 +298,6 @@ def summary(
     context: RunContext, card: dict[str, Any], results: dict[str, Any], order_lines: Sequence[str]
 ) -> str:
     """The text of the terminal: test metrics in both protocols, lists, and rare targets."""
-    data = context.data.card
     columns = [f'{name}@{k}' for name in ('hr', 'ndcg') for k in metrics.CUTOFFS]
     rows = {result['model']: result['test'] for result in results.values()}
     if order_lines:
@@ -303,11 +308,10 @@ def summary(
                 for protocol, of_test in result['test'].items()
             }
     lines = [
-        f'\n{data["name"]}, test: all {data["users"]:,} users, each against all '
-        f'{data["items"]:,} items\n',
+        f'\n{title(context.data)}\n',
         table(rows, columns),
         _lists_table(results),
-        _rare_targets(results),
+        _rare_targets(results, 'targets' if context.data.split.is_by_time else 'users'),
     ]
     share = context.repeats['test']
     if share > REPEATS_SAID:
@@ -317,6 +321,9 @@ def summary(
         )
     for block in (order_lines, collect.limit_lines(card)):
         lines += ['\n' + '\n'.join(block)] if block else []
+    heads = results.get('finetune', {}).get('heads')
+    if heads:
+        lines.append('\n' + _heads_line(heads))
     facets = results.get('finetune', {}).get('facets')
     if facets and facets['unmatched'] is not None:
         lines.append(
@@ -326,6 +333,27 @@ def summary(
         )
     lines.append(f'\nThe run is in {context.folder}; results.json holds the protocol card.')
     return '\n'.join(lines)
+
+
+def title(data: Dataset) -> str:
+    """The line over a table of test metrics: data set, split, targets and catalogue."""
+    card, split = data.card, data.split
+    users = f'all {data.num_users:,} users'
+    if split.is_by_time:
+        users = f'{split.describe_targets("test")} from {split.card["moment"]}'
+    return f'{card["name"]}, test: {users}, each against all {data.num_items:,} items'
+
+
+def _heads_line(heads: dict[str, Any]) -> str:
+    """How FAME uses its heads and experts, in words; see `head_use`."""
+    found = {
+        'items that the lists of two heads share': heads['overlap@10'],
+        'entropy of the gate': heads['gate_entropy'],
+        'entropy of the router': heads['router_entropy'],
+        'balance of the experts': heads['balance'],
+    }
+    parts = [f'{name} {value:.2f}' for name, value in found.items() if value is not None]
+    return f'Heads, each from 0 to 1: {", ".join(parts)}.' if parts else 'One head, one expert.'
 
 
 def _lists_table(results: dict[str, Any]) -> str:
@@ -352,7 +380,7 @@ def _order_lines(
     ]
 
 
-def _rare_targets(results: dict[str, Any]) -> str:
+def _rare_targets(results: dict[str, Any], what: str = 'users') -> str:
     """HR@10 of targets with no and with few training actions, where there are such users.
 
     In the ranking that selects epochs, as the lists.
@@ -366,7 +394,8 @@ def _rare_targets(results: dict[str, Any]) -> str:
                 f'{model} {group[protocol]["hr@10"]:.4f}' for model, group in of_model.items()
             )
             lines.append(
-                f'\nTargets seen {times} in training ({users:,} users), {protocol} HR@10: {values}.'
+                f'\nTargets seen {times} in training ({users:,} {what}), {protocol} HR@10: '
+                f'{values}.'
             )
     return ''.join(lines)
 
@@ -374,9 +403,11 @@ def _rare_targets(results: dict[str, Any]) -> str:
 def protocol_card(context: RunContext, stages: dict[str, Any]) -> dict[str, Any]:
     """The protocol, settings and machine that the metrics belong to."""
     *_, last = stages.values()
+    by_time = context.data.split.card
     return {
         'dataset': context.data.card,
-        'split': 'leave one out: last item test, the one before validation, the rest training',
+        'split': context.data.split.describe(),
+        **({'time_split': by_time} if by_time else {}),
         'candidates': 'all items of the catalogue',
         'masked': 'items of the whole history before the target score -inf',
         'unmasked': 'nothing is masked but the padding',

@@ -14,6 +14,7 @@ import numpy as np
 
 from fame_jax import run_dir
 from fame_jax.data.card import REPEATS_RULE
+from fame_jax.data.split import list_places
 from fame_jax.errors import UserError
 from fame_jax.evaluation import histories, item_graph, lists, metrics
 from fame_jax.evaluation.ranking import Ranks
@@ -21,17 +22,17 @@ from fame_jax.report.collect import DAMAGED
 from fame_jax.screen import duration
 from fame_jax.stages.context import SPLITS, RunContext
 
-FILE = 'item_graph.npz'
+FILE = 'item_graph.npz'  # of a split by time, the fingerprint is part of the name
 VERSION = 1  # of the figures; ranks of another version are computed again
 SHUFFLED = 'shuffled'  # in the place of a split: the test targets, after histories in random order
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphBaseline:
-    """The item graph's ranks of all users.
+    """The item graph's ranks of all targets.
 
     Attributes:
-      ranks: by split, and after histories in random order as `SHUFFLED`.
+      ranks: of each target, by split, and after histories in random order as `SHUFFLED`.
       lists: protocol -> metrics of the lists of the test users.
       setting: the values that were chosen, by name.
       chosen_by: the metric and the users that chose them, in words.
@@ -53,8 +54,12 @@ def graph_baseline(context: RunContext) -> GraphBaseline | None:
       UserError: when it can be kept in no folder.
     """
     folders = dict.fromkeys([context.dataset_folder.parent, context.folder])
+    name = FILE
+    if context.data.split.is_by_time:
+        # Runs with other splits of the same data have a file of their own.
+        name = f'item_graph_{context.data.card["fingerprint"][:12]}.npz'
     for folder in folders:
-        kept = _read(folder / FILE, context)
+        kept = _read(folder / name, context)
         if kept is not None:
             return kept
     began = time.monotonic()
@@ -66,7 +71,7 @@ def graph_baseline(context: RunContext) -> GraphBaseline | None:
             'multiplications for these data'
         )
         return None
-    path = _keep(found, context, [folder / FILE for folder in folders])
+    path = _keep(found, context, [folder / name for folder in folders])
     seconds = duration(time.monotonic() - began)
     context.screen.say(f'evaluate: the item graph took {seconds} and is kept in {path}')
     return found
@@ -79,15 +84,14 @@ def _compute(context: RunContext) -> GraphBaseline | None:
     users = _sample(context)
     is_rule = context.repeats['validation'] > REPEATS_RULE
     protocol = 'unmasked' if is_rule else 'masked'
-    chosen_by = f'{item_graph.SELECT_ON} of {len(users):,} validation users, {protocol}'
+    what = 'targets' if data.split.is_by_time else 'users'
+    chosen_by = f'{item_graph.SELECT_ON} of {len(users):,} validation {what}, {protocol}'
     with screen.waiting(f'evaluate: choosing the item graph by {chosen_by}'):
         chosen = item_graph.choose(training, split['validation'], users, protocol)
     if chosen is None:
         return None
     test = split['test']
-    split[SHUFFLED] = test._replace(
-        items=histories.shuffle_items(data.items, test.starts, test.ends)
-    )
+    split[SHUFFLED] = _shuffle(test)
     arguments = chosen.path_VV, chosen.setting, training.count_V
     with screen.waiting('evaluate: ranking by the item graph'):
         ranks = {name: item_graph.rank_users(of, *arguments) for name, of in split.items()}
@@ -101,17 +105,27 @@ def _compute(context: RunContext) -> GraphBaseline | None:
 
 
 def _histories(context: RunContext, split: str) -> item_graph.Histories:
-    """All users' histories and targets of a split."""
+    """All histories and targets of a split."""
     items = context.data.items
     starts, ends = context.data.history_bounds(split)
     return item_graph.Histories(items, starts, ends, items[ends])
 
 
+def _shuffle(test: item_graph.Histories) -> item_graph.Histories:
+    """The histories in random order but for their last item."""
+    if (test.starts[1:] < test.ends[:-1]).any():
+        # Of several targets of a user: each history is a copy of its own.
+        copied = test.items[list_places(test.starts, test.ends)]
+        ends = np.cumsum(test.ends - test.starts)
+        test = test._replace(items=copied, starts=ends - (test.ends - test.starts), ends=ends)
+    return test._replace(items=histories.shuffle_items(test.items, test.starts, test.ends))
+
+
 def _sample(context: RunContext) -> np.ndarray:
-    """The users whose validation targets choose the setting, ascending; the same for all runs."""
+    """The validation targets that choose the setting, ascending; the same for all runs."""
     draw = np.random.default_rng(int(context.data.card['fingerprint'], 16))
-    num_users = context.data.num_users
-    return np.sort(draw.choice(num_users, min(num_users, item_graph.SAMPLE), replace=False))
+    number = context.num_targets('validation')
+    return np.sort(draw.choice(number, min(number, item_graph.SAMPLE), replace=False))
 
 
 def _keep(found: GraphBaseline, context: RunContext, paths: list[Path]) -> Path:

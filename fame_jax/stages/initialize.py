@@ -91,7 +91,7 @@ def check_backbone(context: RunContext) -> None:
 
 def from_backbone(context: RunContext, params: Tree, key: Array) -> Tree:
     """The pre-trained backbone's parameters, turned into FAME's by surgery."""
-    backbone = context.module('pretrain', context.mesh)
+    backbone = context.trained_module('pretrain', context.mesh)
     with context.checkpoints('pretrain', str(_backbone_folder(context))) as checkpoints:
         pretrained = checkpoints.restore(best=abstract_params(backbone))['best']
     plan = context.module('finetune').surgery_plan(jax.random.fold_in(key, 2))
@@ -117,7 +117,8 @@ def _refuse_other_backbone(context: RunContext, source: str, backbone: ItemModel
     text = theirs.text
     mine = context.config.text
     names = [field.name for field in dataclasses.fields(mine)]
-    for name in names if text.item_init == 'text' else ('item_init', 'unseen_items'):
+    always = ('item_init', 'unseen_items', 'text_path', 'text_path_below')
+    for name in names if text.uses_texts else always:
         if getattr(mine, name) != getattr(text, name):
             differ.append(f'--{name}={getattr(mine, name)} (there: {getattr(text, name)})')
     if differ:

@@ -19,16 +19,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from fame_jax import machine, run_dir
 from fame_jax.config import flags as config_flags
 from fame_jax.errors import UserError
 from fame_jax.evaluation import metrics, significance
+from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.screen import Screen, grid, short
 from fame_jax.stages import settings
 from fame_jax.stages.context import TRAINED, RunContext, abstract_params, open_run
+from fame_jax.stages.evaluate import title
 from fame_jax.stages.prepare import prepare
-from fame_jax.stages.train import describe_end, make_setup, open_checkpoints, open_stage
+from fame_jax.stages.train import (
+    describe_end,
+    make_setup,
+    open_checkpoints,
+    open_stage,
+    step_of_numbers,
+    train,
+)
+from fame_jax.stages.train import numbers as numbers_of
 from fame_jax.training.loop import Loop
 from fame_jax.training.members import (
     Member,
@@ -60,20 +71,14 @@ def run_seeds(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
     of_all = ('seeds', 'members')
     values = {name: value for name, value in given.values.items() if name not in of_all}
     prepared = values.get('prepared', str(folder))
-
-    def of_seed(seed: int, **more: Any) -> config_flags.Given:
-        own = {'workdir': str(folder / f'seed_{seed}'), 'seed': seed, **more}
-        if 'backbone' in values:
-            own['backbone'] = _backbone_of(values['backbone'], seed)
-        return dataclasses.replace(given, values={**values, **own})
-
-    wanted = settings.complete(of_seed(seeds[0]))[0].run.stages
+    of_one = dataclasses.replace(given, values=values)
+    wanted = settings.complete(of_seed(of_one, seeds[0]))[0].run.stages
     if 'prepare' in wanted:
-        prepare_for_all(dataclasses.replace(given, values=values), screen)
+        prepare_for_all(of_one, screen)
     wanted = tuple(stage for stage in wanted if stage != 'prepare')
     with contextlib.ExitStack() as stack:
         contexts = [
-            open_run(of_seed(seed, stages=wanted, prepared=prepared), screen=screen)
+            open_run(of_seed(of_one, seed, stages=wanted, prepared=prepared), screen=screen)
             for seed in (seeds if wanted else ())
         ]
         for context in contexts:
@@ -81,6 +86,14 @@ def run_seeds(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
         run_stages(contexts, wanted, stages, given.get('members'))
         if 'evaluate' in wanted:
             print(write_results(folder, contexts))
+
+
+def of_seed(given: config_flags.Given, seed: int, **more: Any) -> config_flags.Given:
+    """The flags of a command for the run of one seed, in a folder of its own."""
+    own = {'workdir': str(Path(given.workdir) / f'seed_{seed}'), 'seed': seed, **more}
+    if 'backbone' in given.values:
+        own['backbone'] = _backbone_of(given.values['backbone'], seed)
+    return dataclasses.replace(given, values={**given.values, **own})
 
 
 def prepare_for_all(given: config_flags.Given, screen: Screen) -> None:
@@ -129,43 +142,63 @@ def parse_seeds(given: config_flags.Given) -> list[int]:
     return seeds
 
 
+def name_of_seed(context: RunContext) -> str:
+    """The name of a run among those of several seeds."""
+    return f'seed {context.config.run.seed}'
+
+
 def run_stages(
     contexts: Sequence[RunContext],
     wanted: Sequence[str],
     stages: Mapping[str, Run],
     how: str = 'auto',
+    name: Callable[[RunContext], str] = name_of_seed,
+    until: int | None = None,
 ) -> None:
-    """Runs each stage for all seeds before the next stage.
+    """Runs each stage for all runs before the next stage.
 
     Args:
-      contexts: a run for each seed; the others take data and programs from the first.
+      contexts: runs that differ in their seeds and in `train.numbers`; the others take data from
+        the first, and programs where they differ in seeds alone.
       wanted: names of stages.
       stages: the functions of the stages of one run.
       how: as --members.
+      name: names a run on the screen.
+      until: training stops after this epoch of a stage; None: at its limits.
 
     Raises:
       UserError: where --members asks for one program and the model or settings cannot.
     """
+    first = contexts[0]
+    in_one = {s: s in TRAINED and choose_how(first, s, how) == 'vmap' for s in wanted}
     for context in contexts[1:]:
-        context.share(contexts[0])
-    for stage in wanted:
-        together = stage in TRAINED and choose_how(contexts[0], stage, how) == 'vmap'
+        is_same = all(numbers_of(context, s) == numbers_of(first, s) for s in TRAINED)
+        context.share(first, programs=is_same, rankers=is_same or any(in_one.values()))
+    for stage, together in in_one.items():
         if together and len(contexts) > 1:
-            at_once = count_members(contexts[0], stage, len(contexts))
-            for first in range(0, len(contexts), at_once):
-                train_members(contexts[first : first + at_once], stage)
+            at_once = count_members(first, stage, len(contexts))
+            for begin in range(0, len(contexts), at_once):
+                train_members(contexts[begin : begin + at_once], stage, name, until)
             continue
         for context in contexts:
-            with _one_of(contexts, context, stage), context.screen.waiting(stage):
-                stages[stage](context)
+            with _one_of(contexts, context, stage, name), context.screen.waiting(stage):
+                if stage in TRAINED:
+                    train(context, stage, until)
+                else:
+                    stages[stage](context)
 
 
 @contextlib.contextmanager
-def _one_of(contexts: Sequence[RunContext], context: RunContext, stage: str) -> Iterator[None]:
-    """Names the seed before it trains, and leaves out its own table, where it is not alone."""
+def _one_of(
+    contexts: Sequence[RunContext],
+    context: RunContext,
+    stage: str,
+    name: Callable[[RunContext], str],
+) -> Iterator[None]:
+    """Names the run before it trains, and leaves out its own table, where it is not alone."""
     prints = context.prints
     if len(contexts) > 1 and stage in TRAINED:
-        context.screen.say(f'{stage}: seed {context.config.run.seed}')
+        context.screen.say(f'{stage}: {name(context)}')
     if len(contexts) > 1 and stage == 'evaluate':
         context.prints = False
     try:
@@ -186,6 +219,7 @@ def choose_how(context: RunContext, stage: str, how: str) -> str:
         'a mesh of devices': context.mesh is not None,
         'a schedule, which counts the steps of each seed': config.training.has_schedule,
         'a profile': bool(config.devices.profile),
+        '--track=trackio, which has one run at a time': 'trackio' in config.run.track,
     }
     reason = next((reason for reason, holds in reasons.items() if holds), '')
     if how == 'auto':
@@ -217,9 +251,22 @@ def count_members(context: RunContext, stage: str, number: int) -> int:
     return max(1, min(number, fitting))
 
 
-def train_members(contexts: Sequence[RunContext], stage: str) -> None:
-    """Trains a stage of several seeds in one program, each from its checkpoint if there is one."""
-    screen, quiet = contexts[0].screen, Screen('none')
+def train_members(
+    contexts: Sequence[RunContext],
+    stage: str,
+    name: Callable[[RunContext], str] = name_of_seed,
+    until: int | None = None,
+) -> None:
+    """Trains a stage of several runs in one program, each from its checkpoint if there is one.
+
+    Args:
+      contexts: runs that differ in their seeds and in the settings of `train.numbers`, in values
+        alone.
+      stage: 'pretrain' or 'finetune'.
+      name: names a run on the screen.
+      until: stops after this epoch; None: at the limits.
+    """
+    screen, quiet, group = contexts[0].screen, Screen('none'), Group(contexts, stage)
     with contextlib.ExitStack() as stack:
         members, silent = [], screen
         for context in contexts:
@@ -230,43 +277,74 @@ def train_members(contexts: Sequence[RunContext], stage: str) -> None:
                 _precompile(contexts, stage)
             opened = stack.enter_context(open_stage(context, stage, checkpoints, silent))
             silent = quiet  # the model is named once
-            setup, nothing = opened.setup, stack.enter_context(contextlib.closing(Profile('')))
-            program = _member_program(contexts, stage)
-            loop = Loop(program, profile=nothing, **opened.parts)
+            nothing = stack.enter_context(contextlib.closing(Profile('')))
+            loop = Loop(group.program, profile=nothing, **opened.parts)
             loop.log.screen = quiet
-            with screen.waiting(f'{stage}: validating seed {context.config.run.seed}'):
+            with screen.waiting(f'{stage}: validating {name(context)}'):
                 loop.start(**opened.start)
             opened.start.clear()  # the loop has the state
-            name = f'seed {context.config.run.seed}'
-            members.append(Member(name, loop, setup.epochs, opened.before_epoch))
+            about = opened.setup.epochs, opened.before_epoch, group.numbers_of(context)
+            members.append(Member(name(context), loop, *about))
         if not members:
             return
-        screen.say(f'{stage}: {len(members)} seeds in one program')
-        fit_members(members, len(contexts), program, screen)
+        screen.say(f'{stage}: {len(members)} runs in one program{group.describe_devices()}')
+        fit_members(members, group.places, group.program, screen, group.mesh, until)
     for member in members:
         screen.say(f'{stage}: {member.name}, {describe_end(member.loop.progress)}')
 
 
-def _member_program(contexts: Sequence[RunContext], stage: str) -> Program:
-    """The blocks of steps of all members, whose steps are alike; the same object each time."""
-    programs, name = contexts[0].programs, f'{stage} of {len(contexts)} members'
-    if name not in programs:
-        setup = make_setup(contexts[0], stage)
-        programs[name] = Program(make_member_step(setup.step), setup.program.size)
-    return programs[name]
+class Group:
+    """What runs that train a stage together share.
+
+    Attributes:
+      mesh: the devices that share the runs; None: one device.
+      places: the runs, rounded up to a multiple of the devices.
+      program: blocks of steps of all runs; the same object for the same runs.
+    """
+
+    def __init__(self, contexts: Sequence[RunContext], stage: str):
+        """Compiles nothing yet."""
+        self.contexts, self.stage, first = contexts, stage, contexts[0]
+        self.mesh = mesh_lib.make_member_mesh(len(contexts))
+        devices = self.mesh.size if self.mesh else 1
+        self.places = -(-len(contexts) // devices) * devices
+        numbers = [jax.tree.map(jnp.float32, numbers_of(c, stage)) for c in contexts]
+        rows = [np.asarray(ravel_pytree(of_one)[0]) for of_one in numbers]
+        self._differ = any(row.tolist() != rows[0].tolist() for row in rows)
+        self._rows = dict(zip(map(id, contexts), rows))
+        name = f'{stage} of {self.places} members, differing {self._differ}'
+        if name not in first.programs:
+            setup, step, unravel = make_setup(first, stage), None, None
+            step = setup.step
+            if self._differ:
+                step, unravel = step_of_numbers(first, stage), ravel_pytree(numbers[0])[1]
+            member_step = make_member_step(step, unravel, self.mesh)
+            first.programs[name] = Program(member_step, setup.program.size)
+        self.program = first.programs[name]
+
+    def numbers_of(self, context: RunContext) -> np.ndarray:
+        """The settings of a run, in the order of the program; none where the runs have the same."""
+        return self._rows[id(context)] if self._differ else np.zeros(0, np.float32)
+
+    def describe_devices(self) -> str:
+        """The devices in words; '' for one."""
+        return f', on {self.mesh.size} devices' if self.mesh else ''
 
 
 def _precompile(contexts: Sequence[RunContext], stage: str) -> None:
-    """Traces the programs of this stage and of later ones; a thread compiles them meanwhile."""
-    first, places = contexts[0], len(contexts)
+    """Traces the programs of this stage and of later ones; threads compile them meanwhile."""
+    first = contexts[0]
     stages = [s for s in first.config.run.stages if s in TRAINED]
     for later in stages[stages.index(stage) :]:
-        setup = make_setup(first, later)
+        setup, group = make_setup(first, later), Group(contexts, later)
+        places = group.places
         state = abstract_state(abstract_params(setup.module), setup.optimizer, None)
         stacked = jax.eval_shape(stack_trees, [state] * places)
-        (batch,) = stack_members([[setup.batch]] * places)
+        numbers = [group.numbers_of(first)] * places
+        (batch,) = stack_members([[setup.batch]] * places, numbers)
         key = jnp.stack([jax.random.fold_in(setup.key, 1)] * places)
-        _member_program(contexts, later).precompile(stacked, batch, key, first.executor)
+        stacked, key = mesh_lib.share_members((stacked, key), group.mesh)
+        group.program.precompile(stacked, batch, key, first.executor)
         if later != stage:  # the first stage validates before it trains, in the main thread
             first.ranker(later).precompile('selection', first.executor)
 
@@ -304,7 +382,7 @@ def write_results(folder: Path, contexts: Sequence[RunContext]) -> str:
         folder / run_dir.SEEDS,
         {'seeds': seeds, 'card': card, 'over_seeds': results, 'tests': tests},
     )
-    return _table(card, results, tests, folder, len(seeds))
+    return _table(title(contexts[0].data), results, tests, folder, len(seeds))
 
 
 def _over(rows: Sequence[Mapping[str, Any]], function: Callable[..., float]) -> dict[str, Any]:
@@ -341,18 +419,14 @@ def _tests(contexts: Sequence[RunContext]) -> dict[str, Any]:
 
 
 def _table(
-    card: Mapping[str, Any],
+    title_line: str,
     results: Mapping[str, Mapping[str, Any]],
     tests: Mapping[str, Any],
     folder: Path,
     number: int,
 ) -> str:
     """The test metrics of both protocols as mean ± standard deviation, and the paired tests."""
-    data = card['dataset']
-    lines = [
-        f'\n{data["name"]}, test: all {data["users"]:,} users, each against all '
-        f'{data["items"]:,} items; mean ± standard deviation of {number} seeds'
-    ]
+    lines = [f'\n{title_line}; mean ± standard deviation of {number} seeds']
     for protocol in metrics.PROTOCOLS:
         rows = [[row['model'], *_cells(row, protocol)] for row in results.values()]
         head = [protocol, *(column.upper() for column in SHOWN)]

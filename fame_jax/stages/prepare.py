@@ -24,6 +24,8 @@ def prepare(context: RunContext) -> None:
     if context.is_prepared:
         _refuse_changed_log(context)
         context.screen.say(f'prepare: {context.dataset_folder} exists already')
+        if context.config.data.split == 'time':
+            _ = context.data  # refused here where it cannot be split
     elif context.config.data.prepared:
         raise UserError(
             f'--prepared={context.config.data.prepared} holds no prepared data; give the folder of '
@@ -69,15 +71,20 @@ def _prepare(context: RunContext) -> None:
         )
     if files and changes.describe_files(path) != files['files']:
         raise UserError(f'{path} has changed while it was read; run the same command again')
+    split = context.split(data)  # refused before anything is written
     with screen.waiting(f'prepare: writing {context.dataset_folder}'):
         save_data(context, dataclasses.replace(data, card=data.card | files))
     for line in (*card.describe_steps(data.card), data.describe()):
         screen.say(f'prepare: {line}')
+    if split.split.is_by_time:
+        context.say_split()
     screen.say(f'prepare: {duration(time.monotonic() - began)}, in {context.dataset_folder}')
 
 
 def save_data(context: RunContext, data: Dataset) -> None:
     """Writes flags.cfg and the data set into the run's folder: both or none.
+
+    The data set is written without its split, which is the run's: see `RunContext.split`.
 
     Raises:
       UserError: when they cannot be written.
@@ -87,7 +94,7 @@ def save_data(context: RunContext, data: Dataset) -> None:
     before = path.read_bytes() if path.exists() else None
     context.write_flags()  # first: data without flags would fit every command
     try:
-        data.save(context.dataset_folder)
+        dataclasses.replace(data, time_split=None).save(context.dataset_folder)
     except BaseException:
         with contextlib.suppress(OSError):
             path.unlink() if before is None else path.write_bytes(before)

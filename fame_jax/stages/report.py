@@ -10,7 +10,7 @@ import numpy as np
 
 from fame_jax import run_dir
 from fame_jax.data.dataset import Dataset
-from fame_jax.data.eval_batches import eval_batches
+from fame_jax.data.eval_batches import EvalBatches
 from fame_jax.evaluation import groups
 from fame_jax.report import collect, html, published
 from fame_jax.screen import duration
@@ -43,7 +43,9 @@ def report(context: RunContext) -> None:
 
 
 def _paper_rows(context: RunContext) -> dict[str, collect.PaperRow]:
-    """The paper's results for the models of the stages, where it printed any."""
+    """The paper's results for the models of the stages, where it printed any; by leave one out."""
+    if context.config.data.split != 'leave_one_out':
+        return {}
     model = type(context.model)
     rows = {}
     for stage, kind in (('pretrain', model.backbone or model), ('finetune', model)):
@@ -58,15 +60,15 @@ def _with_users(context: RunContext, run: collect.RunReport) -> collect.RunRepor
     """Adds the use of heads in a sample of test users, and explanations of a few of them."""
     recommender = open_recommender(context)
     rng = np.random.default_rng(context.config.run.seed)
-    user_S = np.sort(rng.permutation(context.data.num_users)[:SAMPLE])
+    target_S = np.sort(rng.permutation(context.num_targets('test'))[:SAMPLE])
     use, cases = {}, []
     if recommender.model.intermediates is not None:
         with context.screen.waiting('report: reading the heads of a sample of users'):
-            use = read_heads(recommender, context.data, user_S, context.config.data.max_length)
+            use = read_heads(recommender, context.data, target_S, context.config.data.max_length)
     if run.ranks:
         rank_U = run.ranks[run.stage]['masked']
         with context.screen.waiting('report: explaining a few lists'):
-            cases = explain_cases(recommender, context.data, user_S, rank_U, use)
+            cases = explain_cases(recommender, context.data, target_S, rank_U, use)
     heads = groups.usage(use['share_UH'], use['router_UHN']) if use else None
     for h, head in enumerate(heads['heads'] if heads else ()):
         head['name'] = recommender.head_name(h)
@@ -75,30 +77,26 @@ def _with_users(context: RunContext, run: collect.RunReport) -> collect.RunRepor
 
 
 def read_heads(
-    recommender: Recommender, data: Dataset, user_S: np.ndarray, max_length: int
+    recommender: Recommender, data: Dataset, target_S: np.ndarray, max_length: int
 ) -> dict[str, np.ndarray]:
-    """Gate, router and lists of FAME's heads at the end of some users' test histories.
+    """Gate, router and lists of FAME's heads at the end of some test histories.
 
     Args:
       recommender: of a FAME.
       data: its data set.
-      user_S: int [S], indices of users.
+      target_S: int [S], indices of test targets; in leave one out user u has target u.
       max_length: items of a history that the model uses.
 
     Returns:
       'share_UH', the gate's weights scaled to sum 1; 'router_UHN', each head's router weights;
-      'variety_U', the number of different items in all heads' lists of TOP_K; U indexes user_S.
+      'variety_U', the number of different items in all heads' lists of TOP_K; U indexes target_S.
     """
     model = recommender.model
     intermediates, top_items = jax.jit(model.intermediates), jax.jit(_top_items)
-    items, offsets, target_U = data.leave_one_out('test')
-    histories = [items[offsets[user] : offsets[user + 1]] for user in user_S]
-    offsets_S = np.cumsum([0, *map(len, histories)])
-    rows = min(recommender.batch_size, len(user_S))
+    starts_S, ends_S = (bounds[target_S] for bounds in data.history_bounds('test'))
+    rows = min(recommender.batch_size, len(target_S))
     result: dict[str, np.ndarray] = {}
-    for batch in eval_batches(
-        np.concatenate(histories), offsets_S, target_U[user_S], max_length, rows
-    ):
+    for batch in EvalBatches(data.items, starts_S, ends_S, data.items[ends_S], max_length, rows):
         out = intermediates(model.params, batch.tokens_BL, batch.positions_BL, batch.segments_BL)
         item_BHK = top_items(out['head_BHD'], model.item_VD, batch.seen_BS)
         item_BX = np.sort(np.asarray(item_BHK).reshape(len(item_BHK), -1), axis=1)
@@ -108,7 +106,7 @@ def read_heads(
             'router_UHN': np.asarray(out['router_BHN']),
             'variety_U': 1 + (np.diff(item_BX, axis=1) > 0).sum(1),
         }.items():
-            zeros = np.zeros((len(user_S), *value_B.shape[1:]))
+            zeros = np.zeros((len(target_S), *value_B.shape[1:]))
             result.setdefault(name, zeros)[batch.user_B[batch.is_user_B]] = value_B[batch.is_user_B]
     return result
 
@@ -124,7 +122,7 @@ def _top_items(head_BHD: jax.Array, item_VD: jax.Array, seen_BS: jax.Array) -> j
 def explain_cases(
     recommender: Recommender,
     data: Dataset,
-    user_S: np.ndarray,
+    target_S: np.ndarray,
     rank_U: np.ndarray,
     use: Mapping[str, np.ndarray],
 ) -> list[collect.Case]:
@@ -133,22 +131,23 @@ def explain_cases(
     Args:
       recommender: the run's model.
       data: its data set.
-      user_S: int [S], the sample, as indices of users.
-      rank_U: int [U], every user's masked test rank.
+      target_S: int [S], the sample, as indices of test targets.
+      rank_U: int [R], the masked rank of every test target.
       use: as `read_heads` returns it; empty for a model without heads.
     """
-    items, offsets, target_U = data.leave_one_out('test')
+    starts, ends = data.history_bounds('test')
+    user_R = data.split.parts['test'].users
     cases = []
     for rule, place in groups.example_users(
-        rank_U[user_S],
-        np.diff(offsets)[user_S],
+        rank_U[target_S],
+        (ends - starts)[target_S],
         data.num_items,
         use.get('share_UH'),
         use.get('variety_U'),
     ):
-        user = user_S[place]
-        history = [data.item_ids[n] for n in items[offsets[user] : offsets[user + 1]].tolist()]
-        target = data.item_ids[target_U[user]]
+        row = target_S[place]
+        history = [data.item_ids[n] for n in data.items[starts[row] : ends[row]].tolist()]
+        target = data.item_ids[data.items[ends[row]]]
         explanation = recommender.explain(history, TOP_K, target=target)
-        cases.append(collect.Case(rule, data.user_ids[user], explanation.to_dict()))
+        cases.append(collect.Case(rule, data.user_ids[user_R[row]], explanation.to_dict()))
     return cases

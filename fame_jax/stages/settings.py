@@ -10,13 +10,22 @@ import jax.numpy as jnp
 from fame_jax.config import FLAGS, SECTIONS, Config, binds, differences
 from fame_jax.config import flags as config_flags
 from fame_jax.config.fields import show
+from fame_jax.data.split import parse_moment
 from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.models import registry
 from fame_jax.models.item_model import ItemModel
+from fame_jax.stages import updated_run
 
 # Stages that make a run, of which two train a model; the others use one.
-TRAINING_STAGES = ('prepare', 'text', 'pretrain', 'finetune', 'evaluate')
+TRAINING_STAGES = ('prepare', 'text', 'pretrain', 'finetune', 'update', 'evaluate')
 TRAINED = ('pretrain', 'finetune')
+UPDATE_STAGES = ('update', 'evaluate')
+# Flags that an update may change; all others are those of its run.
+OF_UPDATES = (
+    *('append', 'from_run', 'replay', 'seed', 'pretrain_epochs', 'finetune_epochs', 'patience'),
+    *('learning_rate', 'finetune_learning_rate', 'schedule', 'warmup_epochs', 'rows_per_step'),
+    *('select_on', 'validation_users', 'items', 'text_encoder', 'finetune_dropout'),
+)
 
 
 def complete(given: config_flags.Given, model: ItemModel | None = None) -> tuple[Config, ItemModel]:
@@ -35,12 +44,18 @@ def complete(given: config_flags.Given, model: ItemModel | None = None) -> tuple
     """
     folder = Path(given.workdir)
     stored = _read_stored(folder)
+    updated_run.check_folder(given)
+    of_update = not stored and given.get('append') and given.get('from_run')
+    if of_update:
+        stored = updated_run.starting_values(given, _read_stored(Path(given.get('from_run'))))
     given = _use_prepared(given, stored)
     if model is not None:
         given = dataclasses.replace(given, values=_with_model(given.values, model))
     name = given.values.get('model', stored.get('model', given.get('model')))
     kind = type(model) if model is not None else registry.find(name)
     config = _complete(given, _of_data_set(given, stored, folder), kind)
+    if not config.run.stages and config.update.append:
+        config = config.replace(stages=UPDATE_STAGES)
     if not config.run.stages:
         config = config.replace(stages=default_stages(kind, config.training.backbone))
     if model is None:
@@ -51,6 +66,8 @@ def complete(given: config_flags.Given, model: ItemModel | None = None) -> tuple
     registry.validate(model)
     config = config.with_model_options(registry.values(model))
     _check(config, kind)
+    if of_update:
+        _refuse_other_settings(config, stored, kind)
     _refuse_other_run(config, stored, kind, folder)
     return config, model
 
@@ -170,6 +187,8 @@ def label(config: Config, module: ItemModel, stage: str) -> str:
     if config.text.unseen_items != 'trained':
         extra.append('unseen items kept')
     text = config.text
+    if text.text_path:
+        extra.append(f'text_path {text.text_path:g} below {text.text_path_below}')
     if text.item_init == 'text':
         options = text.options
         extra += [] if text.text_encoder == 'tfidf' else [f'text_encoder {text.text_encoder}']
@@ -189,6 +208,7 @@ def _label_training(config: Config, stage: str) -> list[str]:
     extra = [f'future_targets {",".join(f"{share:g}" for share in shares)}'] * (len(shares) > 1)
     extra += [f'seen_weight {loss.seen_weight:g}'] * (loss.seen_weight != 1)
     extra += [f'ema {training.ema:g}'] * (training.ema != 0)
+    extra += ['updated'] * bool(config.update.append)
     extra += [f'schedule {training.schedule}'] * (training.schedule != 'constant')
     return extra
 
@@ -207,6 +227,8 @@ def _read_stored(folder: Path) -> dict[str, Any]:
 def _check(config: Config, kind: type[ItemModel]) -> None:
     """Refuses settings that the model's class does not support."""
     name, stages = config.model.model, config.run.stages
+    if config.data.split == 'time':
+        parse_moment(config.data.split_at)
     if not kind.backbone and 'finetune' in stages:
         raise UserError(
             f'--model={name} has no stage finetune; use --stages={",".join(default_stages(kind))}'
@@ -258,7 +280,7 @@ def _used_sections(folder: Path) -> set[str]:
     """The sections of flags that the folder's run has used, as `differences` takes them."""
     sections: set[str] = set()
     if has_data(folder):
-        sections.add('data')
+        sections |= {'data', 'update'}
     if (folder / 'text' / 'text.json').is_file():
         sections |= {'run', 'data', 'text'}
     if _has_checkpoints(folder, '*'):
@@ -270,6 +292,20 @@ def _used_sections(folder: Path) -> set[str]:
 
 def _has_checkpoints(folder: Path, stage: str) -> bool:
     return any((folder / 'checkpoints').glob(f'{stage}/*'))
+
+
+def _refuse_other_settings(config: Config, stored: dict[str, Any], kind: type[ItemModel]) -> None:
+    """Refuses flags of an update that change the model or the data of its run."""
+    run = config.update.from_run
+    same = {name: value for name, value in config.flat().items() if name in OF_UPDATES}
+    before = _complete(config_flags.Given({}), stored, kind)
+    defaults = registry.options(kind) | kind.readings.get(before.model.reading, {})
+    before = before.with_model_options(defaults | before.model.options).replace(**same)
+    differ = differences(config, before, set(SECTIONS) | {'finetune'})
+    if differ:
+        raise UserError(
+            f'--from={run}: an update keeps the settings of its run; leave out {", ".join(differ)}'
+        )
 
 
 def _refuse_other_run(

@@ -2,10 +2,15 @@
 
     --sweep='learning_rate:1e-3,3e-4;dropout:.3,.5'   all combinations of the values
     --sweep=FILE                                      a setting a line: --dropout=.3 --ema=.998
+    --sweep_halving=3                                 the worse two thirds end early, repeatedly
 
-WORKDIR holds the prepared data and sweep.json. Each setting has a folder there, with a run, or with
-runs of several seeds (--seeds). Settings are compared by the validation metric that selects epochs,
-and only the best one is evaluated on the test split.
+WORKDIR holds the prepared data, sweep.json and its picture, sweep.svg. Each setting has a folder
+there, with a run, or with runs of several seeds (--seeds). Settings are compared by the validation
+metric that selects epochs, and only the best one is evaluated on the test split.
+
+With --members=vmap, the default on an accelerator, settings that differ in numbers of the program
+alone (rates, dropouts, temperatures, weights of terms, shares of labels) train together in one
+program, with all their seeds; other settings have a program of their own.
 """
 
 import contextlib
@@ -13,19 +18,32 @@ import dataclasses
 import itertools
 import shlex
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from fame_jax import run_dir
 from fame_jax.config import FLAGS, binds
 from fame_jax.config import flags as config_flags
 from fame_jax.config.fields import show, suggest
 from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.models import options as model_options
+from fame_jax.models import registry
+from fame_jax.report import figures_of_runs
 from fame_jax.screen import Screen, grid, short
 from fame_jax.stages import settings
 from fame_jax.stages.context import TRAINED, RunContext, open_run
-from fame_jax.stages.members import prepare_for_all, run_seeds
+from fame_jax.stages.members import (
+    choose_how,
+    of_seed,
+    parse_seeds,
+    prepare_for_all,
+    run_seeds,
+    run_stages,
+)
+from fame_jax.stages.train import numbers
 
 Run = Callable[[RunContext], None]
 # Flags of a setting belong to the model, the losses or the training.
@@ -33,6 +51,24 @@ SWEPT = ('model', 'loss', 'training', 'finetune')
 # Flags that change the metric or the users by which settings are compared.
 COMPARES = ('select_on', 'validation_users')
 MOST = 1000  # settings
+# Flags of the command that the runs of a setting do not have.
+OF_ALL = ('sweep', 'sweep_halving', 'seeds', 'members')
+# Flags that the runs of a program may differ in: seeds, folders and `train.numbers`. The options of
+# a model are compared by themselves.
+NUMBERS = (
+    *(
+        'seed',
+        'workdir',
+        'backbone',
+        'learning_rate',
+        'finetune_learning_rate',
+        'weight_decay',
+        'ema',
+    ),
+    *('future_targets', 'finetune_future_targets', 'seen_weight', 'finetune_dropout'),
+    *('width', 'num_heads', 'num_blocks', 'dropout', 'temperature', 'model_options'),
+)
+HALVING = 'halving.json'  # in WORKDIR: which settings went on
 
 
 def run_sweep(given: config_flags.Given, stages: Mapping[str, Run], screen: Screen) -> None:
@@ -47,29 +83,41 @@ def run_sweep(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
       UserError: for settings that do not fit together or to what the folders hold.
     """
     chosen, folder = parse_sweep(given), Path(given.workdir)
-    values = {name: value for name, value in given.values.items() if name != 'sweep'}
+    values = {name: value for name, value in given.values.items() if name not in OF_ALL}
     prepared = values.get('prepared', str(folder))
+    seeds = parse_seeds(given) if given.get('seeds') else []
 
     def of_setting(name: str, **more: Any) -> config_flags.Given:
         own = {'workdir': str(folder / name), **chosen[name], **more}
         return dataclasses.replace(given, values={**values, **own})
 
+    def of_runs(name: str, **more: Any) -> list[config_flags.Given]:
+        setting = of_setting(name, **more)
+        return [of_seed(setting, seed) for seed in seeds] or [setting]
+
     wanted: dict[str, tuple[str, ...]] = {}
     for name in chosen:  # all are checked before the first one trains
-        wanted[name] = settings.complete(one_of_seeds(of_setting(name)))[0].run.stages
+        wanted[name] = settings.complete(of_runs(name)[0])[0].run.stages
     if any('prepare' in of_one for of_one in wanted.values()):
-        prepare_for_all(one_of_seeds(dataclasses.replace(given, values=values)), screen)
-    found: dict[str, list[float]] = {}
-    for number, name in enumerate(chosen, 1):
-        trained = tuple(stage for stage in wanted[name] if stage in ('text', *TRAINED))
-        if trained:
-            screen.say(f'setting {number} of {len(chosen)}: {name}')
-            run_command(of_setting(name, stages=trained, prepared=prepared), stages, screen)
-            pairs = [_validation(path) for path in _runs(folder / name)]
-            found[name], metric = [value for value, _ in pairs], pairs[0][1]
+        prepare_for_all(dataclasses.replace(given, values=values), screen)
+    trained = {n: tuple(s for s in w if s in ('text', *TRAINED)) for n, w in wanted.items()}
+    trained = {name: of_one for name, of_one in trained.items() if of_one}
+    with contextlib.ExitStack() as stack:
+        runs: dict[str, list[RunContext]] = {}
+        for name, of_one in trained.items():
+            flags = of_runs(name, stages=of_one, prepared=prepared)
+            runs[name] = [open_run(of_run, screen=screen) for of_run in flags]
+            for context in runs[name]:
+                stack.enter_context(contextlib.closing(context))
+        kept = _train(runs, stages, given, folder) if runs else ()
+        found = {name: [validation_of(context) for context in runs[name]] for name in runs}
+        metric = describe_metric(next(iter(runs.values()))[0]) if runs else ''
+        epochs = {name: [epochs_of(context) for context in runs[name]] for name in runs}
     if not found:
         return
-    ordered = sorted(found, key=lambda name: -statistics.fmean(found[name]))
+    # A setting that was ended early is below all that went on.
+    key = lambda name: (name not in kept, -statistics.fmean(found[name]))  # noqa: E731
+    ordered = sorted(found, key=key)
     best = ordered[0]
     record = {
         'selected_by': f'validation {metric} of the best epoch of the last stage, mean over seeds',
@@ -79,27 +127,147 @@ def run_sweep(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
                 'name': name,
                 'flags': {flag: show(value) for flag, value in chosen[name].items()},
                 'validation': found[name],
+                'epochs': epochs[name],
+                'ended_early': name not in kept,
             }
             for name in ordered
         ],
     }
     run_dir.write_json(folder / 'sweep.json', record)
-    print(_table(found, ordered, folder, metric))
+    figures_of_runs.sweep(record, folder / 'sweep.svg')
+    print(_table(record, folder, metric))
     if 'evaluate' in wanted[best]:
-        run_command(of_setting(best, stages=('evaluate',), prepared=prepared), stages, screen)
+        more = {'seeds': given.get('seeds')} if seeds else {}
+        evaluated = of_setting(best, stages=('evaluate',), prepared=prepared, **more)
+        run_command(evaluated, stages, screen)
 
 
-def one_of_seeds(given: config_flags.Given) -> config_flags.Given:
-    """The flags of a command without those that only --seeds uses."""
-    if not given.get('seeds'):
-        return given
-    of_all = ('seeds', 'members')
-    values = {name: value for name, value in given.values.items() if name not in of_all}
-    return dataclasses.replace(given, values=values)
+def _train(
+    runs: Mapping[str, Sequence[RunContext]],
+    stages: Mapping[str, Run],
+    given: config_flags.Given,
+    folder: Path,
+) -> list[str]:
+    """Trains all settings, with --sweep_halving in rungs; those that were trained to the end.
+
+    Args:
+      runs: the runs of each setting, one a seed.
+      stages: the functions of the stages of one run.
+      given: the flags of the command.
+      folder: of the sweep, where the decisions are kept, so that an interrupted one goes on.
+    """
+    how, eta = given.get('members'), given.get('sweep_halving')
+    last = {
+        name: [s for s in contexts[0].config.run.stages if s in TRAINED][-1:]
+        for name, contexts in runs.items()
+    }
+
+    def run_all(names: Sequence[str], is_last: bool, rung: int | None = None) -> None:
+        for group in group_runs({name: runs[name] for name in names}, how):
+            first = runs[group[0]][0]
+            own = tuple(last[group[0]])
+            wanted = own if is_last else tuple(s for s in first.config.run.stages if s not in own)
+            until = (
+                None if rung is None else rungs(len(runs), eta, first.limits(own[0]).epochs)[rung]
+            )
+            contexts = [context for name in group for context in runs[name]]
+            run_stages(contexts, wanted, stages, how, name_of_setting, until)
+
+    names = list(runs)
+    run_all(names, is_last=False)
+    if eta and all(last.values()):
+        decided = _read_decisions(folder, eta, names)
+        for rung in range(len(rungs(len(runs), eta, 1))):
+            if rung == len(decided):
+                run_all(names, is_last=True, rung=rung)
+                value = {n: statistics.fmean(map(validation_of, runs[n])) for n in names}
+                names = sorted(names, key=lambda n: -value[n])[: -(-len(runs) // eta ** (rung + 1))]
+                decided.append(names)
+                record = {'halving': eta, 'settings': list(runs), 'kept': decided}
+                run_dir.write_json(folder / HALVING, record)
+            names = [name for name in runs if name in decided[rung]]
+            runs[names[0]][0].screen.say(
+                f'rung {rung + 1}: {len(names)} of {len(runs)} settings go on: {", ".join(names)}'
+            )
+    run_all(names, is_last=True)
+    return names
+
+
+def rungs(settings: int, eta: int, epochs: int) -> list[int]:
+    """The epochs after which settings are compared and all but the best 1/eta of them end.
+
+    As successive halving (arXiv 1502.07943): each rung has eta times the epochs of the one before,
+    and there are as many as leave one setting.
+    """
+    number = 0
+    while eta ** (number + 1) <= settings:
+        number += 1
+    return [max(1, epochs // eta ** (number - rung)) for rung in range(number)]
+
+
+def _read_decisions(folder: Path, eta: int, names: Sequence[str]) -> list[list[str]]:
+    """The settings that went on after each rung of an interrupted sweep.
+
+    Raises:
+      UserError: when the folder has a sweep of other settings.
+    """
+    path = folder / HALVING
+    if not path.is_file():
+        return []
+    stored = run_dir.read_json(path)
+    if stored.get('halving') != eta or stored.get('settings') != list(names):
+        raise UserError(f'{path} is of a sweep of other settings; choose another --workdir')
+    return stored['kept']
+
+
+def group_runs(runs: Mapping[str, Sequence[RunContext]], how: str) -> list[list[str]]:
+    """The settings that one program can train, since they differ in its numbers alone.
+
+    Where runs train one after another, each setting is a group.
+    """
+    groups: dict[Any, list[str]] = {}
+    for name, contexts in runs.items():
+        first = contexts[0]
+        trained = [stage for stage in first.config.run.stages if stage in TRAINED]
+        together = bool(trained) and all(choose_how(first, s, how) == 'vmap' for s in trained)
+        groups.setdefault(_program_key(first) if together else name, []).append(name)
+    return list(groups.values())
+
+
+def _program_key(context: RunContext) -> str:
+    """A text that is the same for runs that differ in their seeds and in `numbers` alone."""
+    parts: list[Any] = [context.config.run.stages]
+    flat = {n: v for n, v in context.config.flat().items() if n not in NUMBERS}
+    parts += [{name: flat[name] for name in sorted(flat)}]
+    for stage in TRAINED:
+        module = context.module(stage)
+        floats = [n for n, option in model_options.of(type(module)).items() if option.kind is float]
+        values = registry.values(module)
+        parts += [type(module).__name__, {n: v for n, v in values.items() if n not in floats}]
+        parts += [jax.tree.structure(numbers(context, stage))]
+    return repr(parts)
+
+
+def name_of_setting(context: RunContext) -> str:
+    """The folder of a setting, and its seed where there are several."""
+    folder = context.folder
+    if folder.name == f'seed_{context.config.run.seed}':
+        return f'{folder.parent.name}, seed {context.config.run.seed}'
+    return folder.name
 
 
 def run_command(given: config_flags.Given, stages: Mapping[str, Run], screen: Screen) -> None:
-    """Runs the stages of a command, of a sweep, of several seeds or of one run."""
+    """Runs the stages of a command, of a sweep, of several seeds or of one run.
+
+    Raises:
+      UserError: for several runs with --append, which updates one.
+    """
+    for name in ('sweep', 'seeds'):
+        if given.get(name) and given.get('append'):
+            raise UserError(
+                f'--{name}={show(given.get(name))} is not for --append={given.get("append")}, '
+                'which updates one run; leave it out, and update each run in a folder of its own'
+            )
     if given.get('sweep'):
         run_sweep(given, stages, screen)
     elif given.get('seeds'):
@@ -161,25 +329,38 @@ def _parse_flags(argv: list[str], where: str) -> dict[str, Any]:
     return values
 
 
-def _runs(folder: Path) -> list[Path]:
-    return run_dir.seed_folders(folder) or [folder]
+def validation_of(context: RunContext) -> float:
+    """The validation metric of the best epoch of a run's last stage."""
+    return _progress(context)['best_value']
 
 
-def _validation(folder: Path) -> tuple[float, str]:
-    """The validation metric of the best epoch of a run's last stage, and the metric's name."""
-    with contextlib.closing(open_run(config_flags.Given({'workdir': str(folder)}))) as context:
-        last = next(stage for stage in reversed(TRAINED) if context.is_trained(stage))
-        ranking = 'masked' if context.selects_masked else 'unmasked'
-        return context.progress(last)['best_value'], f'NDCG@20, {ranking}'
+def epochs_of(context: RunContext) -> int:
+    """The epochs that a run's last stage has had."""
+    return _progress(context)['epoch']
 
 
-def _table(found: Mapping[str, list[float]], ordered: list[str], folder: Path, metric: str) -> str:
+def _progress(context: RunContext) -> dict[str, Any]:
+    last = next(stage for stage in reversed(TRAINED) if context.is_trained(stage))
+    return context.progress(last)
+
+
+def describe_metric(context: RunContext) -> str:
+    """The metric by which settings are compared, in words."""
+    return f'NDCG@20, {"masked" if context.selects_masked else "unmasked"}'
+
+
+def _table(record: Mapping[str, Any], folder: Path, metric: str) -> str:
     """The settings, best first."""
-    rows = []
-    for name in ordered:
-        cell = short(statistics.fmean(found[name]))
-        if len(found[name]) > 1:
-            cell += f' ± {short(statistics.stdev(found[name]))}'
-        rows.append([name, cell])
-    table = grid(['setting', f'validation {metric}'], rows, right=(1,))
-    return f'\n{table}\n\nThe best is in {folder / ordered[0]}; sweep.json has all.'
+    rows, early = [], any(setting['ended_early'] for setting in record['settings'])
+    for setting in record['settings']:
+        values = setting['validation']
+        cell = short(statistics.fmean(values))
+        if len(values) > 1:
+            cell += f' ± {short(statistics.stdev(values))}'
+        epochs = sorted(set(setting['epochs']))
+        of_epochs = f'{epochs[0]} to {epochs[-1]}' if len(epochs) > 1 else f'{epochs[0]}'
+        row = [setting['name'], cell, of_epochs]
+        rows.append([*row, 'ended early' if setting['ended_early'] else ''] if early else row)
+    heading = ['setting', f'validation {metric}', 'epochs', *([''] if early else [])]
+    table = grid(heading, rows, right=(1, 2))
+    return f'\n{table}\n\nThe best is in {folder / record["best"]}; sweep.json has all.'

@@ -1,7 +1,8 @@
 """The stage `text` of FAME+ (arXiv 2601.12301): item texts become a model's initial item table.
 
 It reads texts and labels, encodes the texts, trains a head for each facet, and writes the item
-vectors to text/ in the run's folder; see `fame_jax.text`.
+vectors to text/ in the run's folder; see `fame_jax.text`. With --text_path it writes the frozen
+text vectors too.
 """
 
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fame_jax import machine
+from fame_jax import machine, run_dir
 from fame_jax.data import download
 from fame_jax.errors import UserError
 from fame_jax.screen import duration
@@ -31,10 +32,15 @@ def text(context: RunContext) -> None:
     folder = context.folder / 'text'
     sha256 = data.card['fingerprint']
     context.begin_writing()
-    if item_init.is_complete(folder, sha256):
+    has_heads, has_path = config.text.item_init == 'text', config.text.text_path > 0
+    files = (*item_init.FILES * has_heads, *(item_init.VECTORS, 'text.json') * has_path)
+    if item_init.is_complete(folder, sha256, files):
         screen.say(f'text: {folder} is complete')
         return
     context.metrics.keep(lambda line: line.get('stage') != 'text')
+    if not has_heads:
+        _encode_alone(context, folder)
+        return
     options = TextOptions.parse(config.text.text_options)
     heads, width = _heads(context), context.module('finetune').width
     options.check_heads(heads)
@@ -71,12 +77,44 @@ def text(context: RunContext) -> None:
         'seconds': seconds,
         'machine': machine.describe(),
     }
+    if has_path:
+        item_init.save_vectors(folder, text_VE)
     items_VD = projection.item_vectors(head_module, after, text_VE)
     item_init.save(folder, items_VD, described.facets, record)
     screen.say(
         f'text: {len(heads)} heads ({", ".join(heads)}) trained in {duration(seconds["fit"])}, '
         f'after {duration(seconds["encode"])} of encoding; written to {folder}'
     )
+
+
+def encode_items(context: RunContext) -> np.ndarray:
+    """The standardised text vectors of a run's items, float32 [V + 1, E]; zeros without a text.
+
+    Raises:
+      UserError: when the texts cannot be read or encoded.
+    """
+    options = TextOptions.parse(context.config.text.text_options)
+    return _encode(context, _read_items(context, (), options).texts)
+
+
+def _encode_alone(context: RunContext, folder: Path) -> None:
+    """Writes the text vectors of --text_path, where the item table starts from something else."""
+    screen, began = context.screen, time.monotonic()
+    with screen.waiting('text: reading the items'):
+        described = _read_items(context, [], TextOptions())
+    _log_counts(context, described)
+    with screen.waiting('text: encoding the texts', has_bar=True):
+        text_VE = _encode(context, described.texts)
+    item_init.save_vectors(folder, text_VE)
+    record = {
+        'card': described.card,
+        'data_sha256': context.data.card['fingerprint'],
+        'items_with_text': int(text_VE.any(axis=1).sum()),
+        'seconds': {'encode': time.monotonic() - began},
+        'machine': machine.describe(),
+    }
+    run_dir.write_json(folder / 'text.json', record)  # last: a folder that has it is complete
+    screen.say(f'text: vectors of width {text_VE.shape[1]} written to {folder}')
 
 
 def _heads(context: RunContext) -> list[str]:

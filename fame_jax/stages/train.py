@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,23 +18,35 @@ from fame_jax.data import epochs, windows
 from fame_jax.data.card import REPEATS_SAID
 from fame_jax.errors import UserError
 from fame_jax.evaluation.metrics import log_name
-from fame_jax.models import registry
+from fame_jax.models import options as model_options
+from fame_jax.models import registry, text_path
 from fame_jax.models.item_model import ItemModel
 from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.parallel import processes
 from fame_jax.screen import Screen, duration
-from fame_jax.stages import initialize, model_source
+from fame_jax.stages import initialize, model_source, update_start
 from fame_jax.stages.context import TRAINED, RunContext, abstract_params
 from fame_jax.training import loop
 from fame_jax.training.checkpoint import Checkpoints
 from fame_jax.training.log import open_log
-from fame_jax.training.optimizer import make_optimizer, make_schedule
+from fame_jax.training.optimizer import carry_state, make_optimizer, make_schedule
 from fame_jax.training.prefetch import Prefetch
 from fame_jax.training.profile import Profile
-from fame_jax.training.step import Program, State, Step, abstract_state, init_state, make_step
+from fame_jax.training.step import (
+    Program,
+    State,
+    Step,
+    abstract_state,
+    init_state,
+    make_step,
+    take_step,
+)
 
 Array = jax.Array
 Tree = Any
+
+# Options that a program has at 0 too; other numbers switch a term off there.
+SMALL = ('dropout', 'temperature')
 
 
 def pretrain(context: RunContext) -> None:
@@ -46,8 +59,8 @@ def finetune(context: RunContext) -> None:
     train(context, 'finetune')
 
 
-def train(context: RunContext, stage: str) -> None:
-    """Trains a stage, from its checkpoint if there is one.
+def train(context: RunContext, stage: str, until: int | None = None) -> None:
+    """Trains a stage, from its checkpoint if there is one, at most to the end of an epoch.
 
     A finished stage is skipped, unless it has been given more epochs.
     """
@@ -68,6 +81,7 @@ def train(context: RunContext, stage: str) -> None:
                 **opened.parts,
                 program=opened.setup.program,
                 profile=profile,
+                until=until,
             )
     screen.say(f'{stage}: {describe_end(progress)}')
 
@@ -83,6 +97,7 @@ def open_checkpoints(
     """
     _ = context.data  # refused here where there are none, before anything is written
     context.begin_writing()
+    context.say_split()
     with context.checkpoints(stage) as checkpoints:
         if processes.is_chief():  # of several processes
             checkpoints.tidy()
@@ -92,7 +107,8 @@ def open_checkpoints(
             screen.say(f'{stage}: finished before')
             yield None
             return
-        if checkpoints.last_step() is None and stage == 'finetune':
+        from_backbone = stage == 'finetune' and not context.config.update.append
+        if checkpoints.last_step() is None and from_backbone:
             initialize.check_backbone(context)  # before the programs are compiled
         yield checkpoints
 
@@ -134,8 +150,9 @@ def open_stage(
     _say_repeats(context, stage, protocol, screen)
     if context.selection_users is not None:
         screen.say(f'{stage}: validation on {context.describe_selection()}')
-    chief = processes.is_chief()
-    with open_log(stage, context.folder, context.metrics, screen, chief) as log:
+    chief, track = processes.is_chief(), context.config.run.track
+    settings = context.config.flat()
+    with open_log(stage, context.folder, context.metrics, screen, chief, track, settings) as log:
         yield Opened(
             setup,
             start={
@@ -146,7 +163,9 @@ def open_stage(
                 'select_on': log_name(loop.SELECT_ON, protocol),
             },
             parts={
-                'validate': lambda params: context.ranker(stage).metrics(params, 'selection'),
+                'validate': lambda params: context.ranker(stage).metrics(
+                    context.fold(params, context.mesh), 'selection'
+                ),
                 'limits': context.limits(stage),
                 'checkpoints': checkpoints,
                 'log': log,
@@ -159,10 +178,29 @@ def _initial_state(context: RunContext, stage: str, setup: 'Setup', fresh: bool)
     """The state before the first step; of a stage that resumes, any state of its shapes."""
     init = functools.partial(registry.init_params, setup.module)
     params = mesh_lib.init_sharded(init, context.mesh)(jax.random.fold_in(setup.key, 0))
+    if fresh and context.config.update.append:
+        return _continue_run(context, stage, setup, params)
     if fresh:
         start = initialize.initialize(context, stage, params, setup.key)
         params = mesh_lib.device_put(start, context.mesh)
     return init_state(params, setup.optimizer, context.mesh)
+
+
+def _continue_run(context: RunContext, stage: str, setup: 'Setup', fresh: Tree) -> State:
+    """The state of an update: best parameters and optimizer of its run, with rows for new items."""
+    with update_start.open_run_before(context) as before:
+        module = before.module(stage)
+        optimizer = _make_optimizer(before, stage, module, num_steps=1)
+        params = abstract_params(module)
+        state = abstract_state(params, optimizer, None)
+        with before.checkpoints(stage) as checkpoints:
+            trees = checkpoints.restore(best=params, optimizer=state.optimizer)
+        grown = update_start.grow(
+            context, before, make_windows(context), trees['best'], jax.device_get(fresh)
+        )
+    grown = mesh_lib.device_put(jax.tree.map(jnp.asarray, grown), context.mesh)
+    state = init_state(grown, setup.optimizer, context.mesh)
+    return state._replace(optimizer=carry_state(trees['optimizer'], state.optimizer))
 
 
 def describe_end(progress: loop.Progress) -> str:
@@ -203,7 +241,7 @@ def make_setup(context: RunContext, stage: str) -> Setup:
     """The stage's setup; the same object each time, so that its program is compiled once."""
     if stage not in context.setups:
         config, mesh = context.config, context.mesh
-        module = context.module(stage, mesh)
+        module = context.trained_module(stage, mesh)
         key = jax.random.fold_in(jax.random.key(config.run.seed), TRAINED.index(stage))
         make_epoch = make_epochs(context, module)
         prefetch = Prefetch(make_epoch)
@@ -250,10 +288,14 @@ def make_epochs(context: RunContext, module: ItemModel) -> Callable[[int], loop.
     # A prefix has a row of its own, at most as long as a history.
     row_length = config.data.max_length if layout == 'prefixes' else training.row_length
     rows = mesh_lib.process_rows(context.mesh, training.rows_per_step)
+    choose = lambda epoch: training_windows  # noqa: E731
+    if config.update.append:
+        choose = update_start.windows_by_epoch(context, training_windows)
 
     def make_epoch(epoch: int) -> loop.Epoch:
+        chosen = choose(epoch)
         batches, num_steps = epochs.epoch_batches(
-            training_windows,
+            chosen,
             seed=config.run.seed,
             epoch=epoch,
             row_length=row_length,
@@ -261,7 +303,7 @@ def make_epochs(context: RunContext, module: ItemModel) -> Callable[[int], loop.
             row_layout=layout,
             part=rows,
         )
-        return loop.Epoch(batches, num_steps, len(training_windows.starts))
+        return loop.Epoch(batches, num_steps, len(chosen.starts))
 
     return make_epoch
 
@@ -273,20 +315,41 @@ def make_windows(context: RunContext) -> windows.Windows:
       UserError: when no history is long enough.
     """
     options, data = context.config.data, context.data
-    # The last two items of a history are the targets of validation and test.
     cut = windows.make_windows(
-        data.items, data.offsets, options.max_length, options.long_histories, held_out=2
+        data.items, data.offsets, options.max_length, options.long_histories, data.split.train_ends
     )
     if not len(cut.starts):
+        lack = 'no user has more than three items'
+        if data.split.is_by_time:
+            lack = f'no user has two items before {data.split.card["validation_moment"]}'
         raise UserError(
-            f'{context.dataset_folder}: no user has more than three items, so there is nothing to '
-            'train on; use more data'
+            f'{context.dataset_folder}: {lack}, so there is nothing to train on; use more data'
         )
     return cut
 
 
 def _objective(context: RunContext, stage: str, module: ItemModel) -> Callable[..., Any]:
     """The model's objective, (params, batch, key) -> (loss sum, weight sum, metrics)."""
+    of_model = jax.tree_util.Partial(module.objective, loss=_loss_options(context, stage))
+    return _with_text_path(context, of_model, context.text_path)
+
+
+def _with_text_path(
+    context: RunContext, of_model: Callable[..., Any], constants: Any
+) -> Callable[..., Any]:
+    """The objective with --text_path, where there is one; `constants` are its arrays."""
+    if not constants:
+        return of_model
+    return jax.tree_util.Partial(
+        text_path.objective,
+        of_model=of_model,
+        constants=constants,
+        share=context.config.text.text_path,
+    )
+
+
+def _loss_options(context: RunContext, stage: str) -> losses.LossOptions:
+    """The loss over items of a stage."""
     loss = context.config.loss
     options = losses.LossOptions(
         loss.loss,
@@ -302,13 +365,69 @@ def _objective(context: RunContext, stage: str, module: ItemModel) -> Callable[.
         count_V = np.bincount(items, minlength=context.data.num_items + 1)
         popularity_V = jnp.asarray(losses.cumulative_counts(count_V))
         options = dataclasses.replace(options, popularity_V=popularity_V)
-    return jax.tree_util.Partial(module.objective, loss=mesh_lib.device_put(options, context.mesh))
+    return mesh_lib.device_put(options, context.mesh)
+
+
+def numbers(context: RunContext, stage: str) -> dict[str, Any]:
+    """The settings of a stage that can be traced, so that runs with other ones share its program.
+
+    Settings that switch something off, such as a weight of 0, are left out, since the program
+    without it is another one. Runs whose numbers have the same names and lengths have one program.
+
+    Returns:
+      Trees of floats: 'rate', 'weight_decay', 'ema', 'seen_weight', 'future_targets', and 'model',
+      the model's options that are rates, weights or temperatures.
+    """
+    training, loss, module = context.config.training, context.config.loss, context.module(stage)
+    rate = training.learning_rate if stage == 'pretrain' else training.finetune_learning_rate
+    found = {'rate': rate, 'weight_decay': training.weight_decay, 'ema': training.ema}
+    found |= {'seen_weight': loss.seen_weight - 1, 'future_targets': loss.shares(stage)}
+    found = {name: value for name, value in found.items() if value not in (0, (1.0,))}
+    if 'seen_weight' in found:
+        found['seen_weight'] = loss.seen_weight
+    options = {
+        name: getattr(module, name)
+        for name, option in model_options.of(type(module)).items()
+        if option.kind is float and (name in SMALL or getattr(module, name))
+    }
+    return found | {'model': options}
+
+
+def step_of_numbers(context: RunContext, stage: str) -> Callable[..., tuple[State, dict]]:
+    """The step (numbers, state, batch, key) -> (state, sums), of which the numbers are traced."""
+    module = context.trained_module(stage)
+
+    def step(
+        numbers: dict[str, Any],
+        state: State,
+        batch: Batch,
+        key: Array,
+        *,
+        loss: losses.LossOptions,
+        constants: Any,
+    ) -> tuple[State, dict[str, Array]]:
+        of_loss = {'seen_weight', 'future_targets'} & numbers.keys()
+        loss = dataclasses.replace(loss, **{name: numbers[name] for name in of_loss})
+        of_model = functools.partial(module.clone(**numbers['model']).objective, loss=loss)
+        objective = _with_text_path(context, of_model, constants)
+        optimizer = _make_optimizer(context, stage, module, 1, numbers)
+        return take_step(objective, optimizer, state, batch, key)
+
+    arrays = {'loss': _loss_options(context, stage), 'constants': context.text_path}
+    return jax.tree_util.Partial(step, **arrays)
 
 
 def _make_optimizer(
-    context: RunContext, stage: str, module: ItemModel, num_steps: int
+    context: RunContext,
+    stage: str,
+    module: ItemModel,
+    num_steps: int,
+    numbers: Mapping[str, Any] = MappingProxyType({}),
 ) -> optax.GradientTransformation:
-    """The optimizer of a stage; its schedule counts so many steps an epoch."""
+    """The optimizer of a stage; its schedule counts so many steps an epoch.
+
+    `numbers` take the place of the run's own, where there are some.
+    """
     training, text = context.config.training, context.config.text
     rate = training.learning_rate if stage == 'pretrain' else training.finetune_learning_rate
     trained_rows = {}
@@ -317,15 +436,15 @@ def _make_optimizer(
         rows = mesh_lib.table_rows(context.data.num_items, context.mesh)
         trained_rows = {'item_table': np.pad(seen_V, (0, rows - len(seen_V)))}
     rate = make_schedule(
-        rate,
+        numbers.get('rate', rate),
         training.schedule,
         round(training.warmup_epochs * num_steps),
         num_steps * context.limits(stage).epochs,
     )
     return make_optimizer(
         rate,
-        training.weight_decay,
-        ema=training.ema,
+        numbers.get('weight_decay', training.weight_decay),
+        ema=numbers.get('ema', training.ema),
         frozen=module.frozen_params,
         trained_rows=trained_rows,
     )
@@ -340,6 +459,9 @@ def _before_epoch(context: RunContext, stage: str, setup: Setup) -> Callable[[Tr
 
     def before_epoch(params: Tree, epoch: int) -> Tree:
         epoch_key = jax.random.fold_in(key, epoch)
-        return module.before_epoch(params, make_epoch(epoch).batches, epoch_key)
+        read = context.fold(params, context.mesh)
+        moved = module.before_epoch(read, make_epoch(epoch).batches, epoch_key)
+        own = ('item_table', text_path.NAME) * bool(context.text_path)  # not those of the fold
+        return {**moved, **{name: params[name] for name in own}}
 
     return before_epoch

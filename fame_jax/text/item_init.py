@@ -5,6 +5,9 @@ The text stage leaves in a run's folder, below text/:
     items.npy      float32 [V + 1, D], one row for each item; zeros for an item without text
     labels.npz     int32 [V + 1, S] for each facet, and the names of its labels
     text.json      sources and counts of texts and labels, and how well heads separate the facets
+    vectors.npy    float32 [V + 1, E], the frozen text vectors, with --text_path alone
+
+With --text_path and another --item_init there are no heads, and only the last two are there.
 """
 
 import zipfile
@@ -24,6 +27,7 @@ from fame_jax.text.vectors import read_vectors
 Tree = Mapping[str, Any]
 
 FILES = ('items.npy', 'labels.npz', 'text.json')
+VECTORS = 'vectors.npy'
 
 
 def save(
@@ -51,17 +55,46 @@ def save(
     write_json(folder / 'text.json', dict(record))
 
 
-def is_complete(folder: Path, data_sha256: str) -> bool:
+def save_vectors(folder: Path, text_VE: np.ndarray) -> None:
+    """Writes the frozen text vectors into a text/ folder, which is made if it does not exist.
+
+    Raises:
+      UserError: when they cannot be written.
+    """
+    with explain_os_errors(f'making the folder {folder}'):
+        folder.mkdir(exist_ok=True)
+    with atomic_write(folder / VECTORS) as file:
+        np.save(file, text_VE.astype(np.float32))
+
+
+def read_text_vectors(folder: Path, num_items: int, data_sha256: str) -> np.ndarray:
+    """Reads the frozen text vectors, float32 [V + 1, E]; zeros for an item without text.
+
+    Args:
+      folder: text/ of a run.
+      num_items: V.
+      data_sha256: of the run's data.
+
+    Raises:
+      UserError: when they are missing, damaged or of other data.
+    """
+    if not is_complete(folder, data_sha256, files=(VECTORS, 'text.json')):
+        raise UserError(f'{folder} has no text vectors for --text_path; run --stages=text first')
+    return read_vectors(folder / VECTORS, num_items + 1)
+
+
+def is_complete(folder: Path, data_sha256: str, files: Sequence[str] = FILES) -> bool:
     """Whether a text/ folder has all its files.
 
     Args:
       folder: text/ of a run.
       data_sha256: of the run's data.
+      files: names of those that the run needs.
 
     Raises:
       UserError: when it was made from other data.
     """
-    if not all((folder / name).is_file() for name in FILES):
+    if not all((folder / name).is_file() for name in files):
         return False
     record = read_json(folder / 'text.json')
     if not isinstance(record, dict) or record.get('data_sha256') != data_sha256:

@@ -2,5 +2,5 @@
 
 Read in this order: step.py (one update, and blocks of updates in one dispatch), optimizer.py,
 loop.py (epochs, validation, early stopping, resume), checkpoint.py (Orbax), then log.py,
-signals.py, prefetch.py and profile.py.
+trackers.py, signals.py, prefetch.py and profile.py.
 """

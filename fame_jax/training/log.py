@@ -1,22 +1,29 @@
-"""What a stage writes while it trains: metrics.jsonl, TensorBoard events, the screen."""
+"""What a stage writes while it trains: metrics.jsonl, the screen, TensorBoard, other trackers."""
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fame_jax.errors import explain_os_errors
 from fame_jax.run_dir import Metrics
 from fame_jax.screen import Screen, duration
+from fame_jax.training.trackers import TRACKERS, Trackers
 
 FLUSH_SECONDS = 10.0  # between two writes of TensorBoard events to the disk
 
 
 class Log:
-    """One stage's log, in three places."""
+    """One stage's log, in several places."""
 
     def __init__(
-        self, stage: str, metrics: Metrics, screen: Screen, events: 'Events | None' = None
+        self,
+        stage: str,
+        metrics: Metrics,
+        screen: Screen,
+        events: 'Events | None' = None,
+        trackers: Trackers | None = None,
     ):
         """Opens nothing.
 
@@ -25,11 +32,13 @@ class Log:
           metrics: the run's metrics.jsonl.
           screen: the terminal.
           events: TensorBoard's file, or None.
+          trackers: of --track, or None.
         """
         self.stage = stage
         self.metrics = metrics
         self.screen = screen
         self._events = events
+        self._trackers = trackers
 
     def drop_after(self, epoch: int) -> None:
         """Drops lines of epochs that a resumed run is going to repeat."""
@@ -40,10 +49,13 @@ class Log:
         self.screen.say(f'{self.stage}: {line}')
 
     def values(self, split: str, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Adds a line to metrics.jsonl and the values to TensorBoard."""
+        """Adds a line to metrics.jsonl and the values to TensorBoard and the trackers."""
         self.metrics.append(stage=self.stage, step=step, epoch=epoch, split=split, **values)
         if self._events is not None and step:
             self._events.add(step, {f'{split}/{name}': value for name, value in values.items()})
+        if self._trackers is not None:
+            named = {f'{self.stage}/{split}/{name}': value for name, value in values.items()}
+            self._trackers.log(step, named)
 
     def epoch_end(
         self,
@@ -113,7 +125,13 @@ def summarise(values: Mapping[str, float], select_on: str = 'ndcg@20') -> str:
 
 @contextlib.contextmanager
 def open_log(
-    stage: str, folder: Path, metrics: Metrics, screen: Screen, write: bool
+    stage: str,
+    folder: Path,
+    metrics: Metrics,
+    screen: Screen,
+    write: bool,
+    track: Sequence[str] = ('tensorboard',),
+    config: Mapping[str, Any] | None = None,
 ) -> Iterator[Log]:
     """A stage's log, with TensorBoard events in folder/tensorboard/STAGE.
 
@@ -123,16 +141,21 @@ def open_log(
       metrics: the run's metrics.jsonl.
       screen: the terminal.
       write: whether this process writes events; of several processes only the first does.
+      track: --track.
+      config: the run's settings by flag name, for trackers.
 
     Raises:
       UserError: when the events cannot be written.
     """
-    if not write:
-        yield Log(stage, metrics, screen)
-        return
-    with screen.waiting(f'{stage}: opening the TensorBoard events'):  # imports tensorboardX
-        events = Events(folder / 'tensorboard' / stage)
-    try:
-        yield Log(stage, metrics, screen, events)
-    finally:
-        events.close()
+    events, trackers = None, None
+    with contextlib.ExitStack() as stack:
+        if write and 'tensorboard' in track:
+            with screen.waiting(f'{stage}: opening the TensorBoard events'):  # imports tensorboardX
+                events = Events(folder / 'tensorboard' / stage)
+            stack.callback(events.close)
+        names = [name for name in track if name in TRACKERS]
+        if write and names:
+            with screen.waiting(f'{stage}: opening {" and ".join(names)}'):
+                trackers = Trackers(names, folder, config or {}, screen.say)
+            stack.callback(trackers.close)
+        yield Log(stage, metrics, screen, events, trackers)

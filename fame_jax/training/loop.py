@@ -32,6 +32,7 @@ Array = jax.Array
 Tree = Any
 
 SELECT_ON = 'ndcg@20'  # of the validation split, masked
+SAVING_SHARE = 0.05  # of the time goes at most to saving checkpoints, but for the last one
 
 
 class Epoch(NamedTuple):
@@ -77,6 +78,7 @@ class Limits:
       epochs: the most epochs.
       patience: epochs without a better validation score after which the stage ends.
       checkpoint_seconds: the least time between two checkpoints, but for the first and the last.
+        Unless it is 0, the time is also so long that saving takes no more than `SAVING_SHARE`.
     """
 
     epochs: int
@@ -99,6 +101,7 @@ def fit(
     data_sha256: str,
     machine: dict[str, Any],
     select_on: str = SELECT_ON,
+    until: int | None = None,
 ) -> tuple[Tree, Progress]:
     """Trains one stage until a limit is reached, from its newest checkpoint if there is one.
 
@@ -117,6 +120,7 @@ def fit(
       data_sha256: checksum of the data set, kept in the checkpoint.
       machine: what the stage runs on, kept in the checkpoint.
       select_on: the validation metric of the best epoch; a checkpoint's takes its place.
+      until: stops after this epoch and saves, so that a later call goes on; None: at a limit.
 
     Returns:
       The parameters of the best epoch by `select_on`, and the stage's progress.
@@ -128,10 +132,11 @@ def fit(
     loop = Loop(program, validate, limits, checkpoints, log, profile)
     loop.start(state, key, data_sha256, machine, select_on)
     with catch_signals() as signal_received:
-        while not loop.progress.finished:
+        while loop.goes_on(until):
             data = loop.open_epoch(epochs, before_epoch)
             rates = loop.epoch(data, signal_received)
             loop.end_epoch(rates, signal_received)
+    loop.save_new()
     return loop.best, loop.progress
 
 
@@ -157,6 +162,8 @@ class Loop:
         self.progress = Progress()
         self.signal = 0  # the number of the signal that has come
         self.last_value = -1.0  # of the newest epoch's validation, by which the best is selected
+        self.saving_together = 1  # loops that save at the same times as this one
+        self._saving = 0.0  # seconds that the newest checkpoint took
         self._is_first = True  # the next block is the first, which waits for the compiler
         self.saved = self.clock = time.monotonic()
 
@@ -299,7 +306,7 @@ class Loop:
         )
         if not self.signal and jax.process_count() == 1:
             self.signal = signal_received()
-        due = processes.agree(time.monotonic() - self.saved >= self.limits.checkpoint_seconds)
+        due = processes.agree(self._is_due())
         if progress.finished or self.signal or due:
             self.save()
         self.log.epoch_end(
@@ -312,12 +319,17 @@ class Loop:
         if self.signal:
             raise Interrupted(self.signal, self.log.stage, progress.step)
 
+    def goes_on(self, until: int | None = None) -> bool:
+        """Whether another epoch comes, of those up to `until`."""
+        return not self.progress.finished and (until is None or self.progress.epoch < until)
+
     def weights(self) -> Tree:
         """The parameters that are validated and kept: their average where there is one."""
         return averaged_params(self.state.params, self.state.optimizer)
 
     def save(self) -> None:
         """Writes a checkpoint."""
+        began = time.monotonic()
         with self._waiting('saving a checkpoint'):
             self.checkpoints.save(
                 self.progress.step,
@@ -327,6 +339,12 @@ class Loop:
                 dataclasses.asdict(self.progress),
             )
         self.saved = time.monotonic()
+        self._saving = self.saved - began
+
+    def save_new(self) -> None:
+        """Writes a checkpoint unless the newest one is of this step."""
+        if self.checkpoints.last_step() != self.progress.step:
+            self.save()
 
     def save_inside(self, state: State, data: Epoch) -> None:
         """Writes a checkpoint inside an epoch, of the state after its last step."""
@@ -345,7 +363,13 @@ class Loop:
         """Inside an epoch; several processes, which would have to agree, save between epochs."""
         if jax.process_count() > 1:
             return False
-        return time.monotonic() - self.saved >= self.limits.checkpoint_seconds
+        return self._is_due()
+
+    def _is_due(self) -> bool:
+        least = self.limits.checkpoint_seconds
+        if least:
+            least = max(least, self._saving * self.saving_together / SAVING_SHARE)
+        return time.monotonic() - self.saved >= least
 
     def _validate(self) -> dict[str, float]:
         doing = 'compiling, validating' if self._is_first else 'validating'

@@ -1,15 +1,18 @@
-"""Runs of one model with several seeds, trained at once in one program; each run is a member.
+"""Runs of one model, trained at once in one program; each run is a member.
+
+Members differ in their seeds, and in settings that are numbers in the program.
 
 step = make_member_step(step)              the step of one run, for all members
 program = Program(step, size)              blocks of steps, as for one run
 fit_members(members, 3, program, screen)   epochs until every member has ended
 
 A member has the parameters, batches, dropout, negatives, validation and early stop of a run of its
-own with that seed. The program keeps its size: the results of members that have ended are
+own. The program keeps its size: the results of members that have ended are
 discarded, because compiling again takes longer than computing them.
 """
 
 import dataclasses
+import functools
 import itertools
 import statistics
 import time
@@ -19,9 +22,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
 from fame_jax.batch import Batch
+from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.screen import Screen, duration
 from fame_jax.training.loop import SELECT_ON, Epoch, Loop
 from fame_jax.training.signals import Interrupted, catch_signals
@@ -37,10 +42,12 @@ class MemberBatch(NamedTuple):
     Fields:
       batch: fields [S, B, L].
       is_live_S: bool; False for a member whose epoch has ended, which must not change.
+      numbers_SN: float32, the settings in which the members differ, N of each; N may be 0.
     """
 
     batch: Batch
     is_live_S: np.ndarray
+    numbers_SN: np.ndarray
 
 
 @dataclasses.dataclass
@@ -52,6 +59,7 @@ class Member:
       loop: its state, progress, checkpoints and log.
       epochs: epoch number, from 0 -> its batches.
       before_epoch: (params, epoch) -> params, as `loop.fit` takes it.
+      numbers_N: float32, the settings in which it may differ from the others.
       data: the epoch that it takes now.
     """
 
@@ -59,34 +67,58 @@ class Member:
     loop: Loop
     epochs: Callable[[int], Epoch]
     before_epoch: Callable[[Tree, int], Tree]
+    numbers_N: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
     data: Epoch | None = None
 
 
-def make_member_step(step: Step) -> Step:
+def make_member_step(
+    step: Callable[..., tuple[State, dict[str, Array]]],
+    unravel: Callable[[Array], Tree] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Step:
     """The step of all members, (state, batch, key) -> (state, sums), each with a leading axis S.
 
     Each operation computes all members (`jax.vmap`); its rounding may differ from that of one.
 
     Args:
-      step: of one run, made by `make_step`.
+      step: of one run, (state, batch, key) -> (state, sums), such as one of `make_step`. With
+        `unravel`: (numbers, state, batch, key) -> (state, sums).
+      unravel: a row of `MemberBatch.numbers_SN` -> the settings by which the members differ, the
+        first argument of `step`; None: they differ in none.
+      mesh: devices with one axis, which share the members; S is a multiple of their number. A
+        device computes its own members, and nothing is exchanged. None: one device.
     """
+
+    def one(
+        step: Callable[..., tuple[State, dict[str, Array]]], state: State, batch: Tree, key: Array
+    ) -> tuple[State, dict[str, Array]]:
+        batch, is_live, numbers_N = batch
+        numbers = [] if unravel is None else [unravel(numbers_N)]
+        new, sums = step(*numbers, state, batch, key)
+        new = jax.tree.map(lambda new, old: jnp.where(is_live, new, old), new, state)
+        return new, jax.tree.map(lambda x: jnp.where(is_live, x, 0), sums)
 
     def member_step(
         step: Partial, state: State, batch: MemberBatch, key: Array
     ) -> tuple[State, dict[str, Array]]:
-        def one(
-            state: State, batch: Batch, key: Array, is_live: Array
-        ) -> tuple[State, dict[str, Array]]:
-            new, sums = step(state, batch, key)
-            new = jax.tree.map(lambda new, old: jnp.where(is_live, new, old), new, state)
-            return new, jax.tree.map(lambda x: jnp.where(is_live, x, 0), sums)
+        of_members = jax.vmap(functools.partial(one, step))
+        if mesh is not None:
+            axis = PartitionSpec(mesh.axis_names[0])
+            of_members = jax.shard_map(of_members, mesh=mesh, in_specs=axis, out_specs=axis)
+        return of_members(state, tuple(batch), key)
 
-        return jax.vmap(one)(state, batch.batch, key, batch.is_live_S)
-
-    return Partial(jax.jit(member_step, donate_argnums=1), step)
+    jitted = jax.jit(member_step, donate_argnums=1)
+    return Partial(jitted, step if isinstance(step, Partial) else Partial(step))
 
 
-def fit_members(members: Sequence[Member], places: int, program: Program, screen: Screen) -> None:
+def fit_members(
+    members: Sequence[Member],
+    places: int,
+    program: Program,
+    screen: Screen,
+    mesh: jax.sharding.Mesh | None = None,
+    until: int | None = None,
+) -> None:
     """Trains members, whose loops have started, until each has reached a limit.
 
     Args:
@@ -95,14 +127,20 @@ def fit_members(members: Sequence[Member], places: int, program: Program, screen
         before.
       program: of a step by `make_member_step`.
       screen: the terminal: a bar of the steps, and a line an epoch.
+      mesh: the devices that share the members, as `make_member_step` has it.
+      until: stops after this epoch and saves; None: at a limit.
 
     Raises:
       Interrupted: after SIGTERM or SIGINT; every member is saved.
       UserError: when a loss or a score is not finite.
     """
+    for member in members:
+        member.loop.saving_together = len(members)
     with catch_signals() as signal_received:
-        while active := [member for member in members if not member.loop.progress.finished]:
-            _take_epoch(active, places, program, screen, signal_received)
+        while active := [member for member in members if member.loop.goes_on(until)]:
+            _take_epoch(active, places, program, screen, mesh, signal_received)
+    for member in members:
+        member.loop.save_new()
 
 
 def _take_epoch(
@@ -110,6 +148,7 @@ def _take_epoch(
     places: int,
     program: Program,
     screen: Screen,
+    mesh: jax.sharding.Mesh | None,
     signal_received: Callable[[], int],
 ) -> None:
     """An epoch of each member, which may be at different epochs after an interruption."""
@@ -123,13 +162,15 @@ def _take_epoch(
     screen.begin(stage, first.progress.epoch, first.limits.epochs, most, 0)
     began, pending = time.monotonic(), None
     state = stack_trees([loop.state for loop in loops] + [first.state] * empty)
+    numbers = [member.numbers_N for member in members] + [members[0].numbers_N] * empty
     key = jnp.stack([loop.key for loop in loops] + [first.key] * empty)
+    state, key = mesh_lib.share_members((state, key), mesh)
     for loop in loops:
         loop.state = None  # a second copy would take the memory of the stack once more
     while any(
         blocks := [list(itertools.islice(member.data.batches, program.size)) for member in members]
     ):
-        state, sums = program(state, stack_members(blocks + [[]] * empty), key)
+        state, sums = program(state, stack_members(blocks + [[]] * empty, numbers), key)
         for s, block in enumerate(blocks):
             loops[s].progress.step += len(block)
             done[s] += len(block)
@@ -192,19 +233,24 @@ def _line(members: Sequence[Member], seconds: float) -> str:
     )
 
 
-def stack_members(blocks: Sequence[Sequence[Batch]]) -> list[MemberBatch]:
+def stack_members(
+    blocks: Sequence[Sequence[Batch]], numbers: Sequence[np.ndarray]
+) -> list[MemberBatch]:
     """The blocks of S members as batches with an axis of members.
 
     Args:
       blocks: each member's batches of a block, of one shape; not all are empty. A member with fewer
         batches than another is not live in the last ones.
+      numbers: `Member.numbers_N` of each.
     """
+    numbers_SN = np.stack(numbers)
     filler = jax.tree.map(np.zeros_like, next(block[0] for block in blocks if block))
     batches = []
     for i in range(max(map(len, blocks))):
         parts = [block[i] if i < len(block) else filler for block in blocks]
         batch = jax.tree.map(lambda *fields: np.stack(fields), *parts)
-        batches.append(MemberBatch(batch, np.array([i < len(block) for block in blocks])))
+        is_live_S = np.array([i < len(block) for block in blocks])
+        batches.append(MemberBatch(batch, is_live_S, numbers_SN))
     return batches
 
 
@@ -215,8 +261,14 @@ def stack_trees(trees: Sequence[Tree]) -> Tree:
 
 
 def unstack_tree(tree: Tree, number: int) -> list[Tree]:
-    """The trees in the places of a tree with a leading axis of so many places."""
-    return list(_unstack(tree, number))
+    """The trees in the places of a tree with a leading axis of so many places.
+
+    Of a tree that several devices share they come to the first of them.
+    """
+    parts = _unstack(tree, number)
+    if len(jax.tree.leaves(tree)[0].sharding.device_set) > 1:
+        parts = jax.device_put(parts, jax.devices()[0])
+    return list(parts)
 
 
 def _split(tree: Tree, number: int) -> tuple[Tree, ...]:

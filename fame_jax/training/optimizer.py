@@ -2,6 +2,7 @@
 
 optimizer = make_optimizer(rate, ema=0.998)
 averaged_params(params, state)     the average in the optimizer's state, or params without one
+carry_state(old, new)              moments and counts of an earlier state, with rows for new items
 """
 
 from collections.abc import Collection, Mapping
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Array = jax.Array
@@ -59,7 +61,8 @@ def make_optimizer(
     """Adam, with decoupled weight decay where `weight_decay` is not 0.
 
     Args:
-      learning_rate: the step size, or a function of the step.
+      learning_rate: the step size, or a function of the step. It, the weight decay and `ema` may be
+        traced scalars, which are then not 0.
       weight_decay: the decay per step in units of the learning rate.
       ema: decay d of an average of the parameters, a <- d a + (1 - d) params after each step; in
         the first steps d is at most (1 + step) / (10 + step), so that the start does not last. 0:
@@ -69,7 +72,7 @@ def make_optimizer(
       trained_rows: name at the top of the parameter tree -> bool [rows]; rows that are False never
         change, not even by weight decay.
     """
-    if weight_decay:
+    if _is_set(weight_decay):
         optimizer = optax.adamw(learning_rate, weight_decay=weight_decay)
     else:
         optimizer = optax.adam(learning_rate)
@@ -89,9 +92,13 @@ def make_optimizer(
     if frozen:
         parts = {'trained': optimizer, 'frozen': optax.set_to_zero()}
         optimizer = optax.multi_transform(parts, label)
-    if ema:  # last, since it needs the whole update
+    if _is_set(ema):  # last, since it needs the whole update
         optimizer = optax.chain(optimizer, _average(ema, frozen))
     return optimizer
+
+
+def _is_set(value: float | Array) -> bool:
+    return not isinstance(value, float | int) or value != 0
 
 
 def _average(decay: float, frozen: Collection[str]) -> optax.GradientTransformation:
@@ -119,3 +126,47 @@ def averaged_params(params: Tree, optimizer_state: Tree) -> Tree:
     nodes = jax.tree.leaves(optimizer_state, is_leaf=is_average)
     found = [node.params for node in nodes if is_average(node)]
     return {**params, **found[0]} if found else params
+
+
+def carry_state(old: Tree, new: Tree) -> Tree:
+    """A freshly initialised state with the moments and counts of another one.
+
+    Adam's moments and count, and the count of an average, are those of `old`; moments of rows that
+    `old` does not have are zeros. Everything else is that of `new`: the average begins from the
+    parameters that `new` was made for, and a schedule at its first step.
+
+    Args:
+      old: the state of an optimizer of `make_optimizer`, numpy or jax arrays.
+      new: a state of such an optimizer for the same parameters, or for larger tables.
+
+    Raises:
+      ValueError: when the two states do not have the same moments.
+    """
+    kinds = (optax.ScaleByAdamState, Average)
+
+    def is_kept(node: Any) -> bool:
+        return isinstance(node, kinds)
+
+    olds = [node for node in jax.tree.leaves(old, is_leaf=is_kept) if is_kept(node)]
+    news, structure = jax.tree.flatten(new, is_leaf=is_kept)
+    places = [n for n, node in enumerate(news) if is_kept(node)]
+    if [type(node) for node in olds] != [type(news[n]) for n in places]:
+        raise ValueError('the two optimizers keep other moments')
+    for place, node in zip(places, olds):
+        if isinstance(node, Average):
+            news[place] = news[place]._replace(count=_like(node.count, news[place].count))
+        else:
+            news[place] = jax.tree.map(_like, node, news[place])
+    return jax.tree.unflatten(structure, news)
+
+
+def _like(old: Array, new: Array) -> Array:
+    """The values of `old` in the shape and on the devices of `new`; zeros in rows it lacks."""
+    values = np.zeros(new.shape, new.dtype)
+    if not new.shape:
+        return jax.device_put(np.asarray(old, new.dtype), new.sharding)
+    rows = min(len(old), len(values))
+    if old.shape[1:] != new.shape[1:]:
+        raise ValueError(f'moments of shape {old.shape} do not fit {new.shape}')
+    values[:rows] = np.asarray(old)[:rows]
+    return jax.device_put(values, new.sharding)

@@ -61,18 +61,29 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> 
     def step(
         objective: Partial, state: State, batch: Batch, key: Array
     ) -> tuple[State, dict[str, Array]]:
-        step_key = jax.random.fold_in(key, state.step)
-
-        def mean_loss(params: Tree) -> tuple[Array, dict[str, Array]]:
-            loss, weight, metrics = objective(params, batch, step_key)
-            return loss / jnp.maximum(weight, 1), {'loss': loss, 'weight': weight, **metrics}
-
-        grads, sums = jax.grad(mean_loss, has_aux=True)(state.params)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, optimizer_state), sums
+        return take_step(objective, optimizer, state, batch, key)
 
     return Partial(jax.jit(step, donate_argnums=1), _as_partial(objective))
+
+
+def take_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    state: State,
+    batch: Batch,
+    key: Array,
+) -> tuple[State, dict[str, Array]]:
+    """One step, not jitted; arguments and results as in `make_step`."""
+    step_key = jax.random.fold_in(key, state.step)
+
+    def mean_loss(params: Tree) -> tuple[Array, dict[str, Array]]:
+        loss, weight, metrics = objective(params, batch, step_key)
+        return loss / jnp.maximum(weight, 1), {'loss': loss, 'weight': weight, **metrics}
+
+    grads, sums = jax.grad(mean_loss, has_aux=True)(state.params)
+    updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return State(state.step + 1, params, optimizer_state), sums
 
 
 def _as_partial(function: Callable[..., Any]) -> Partial:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fame_jax.config import FLAGS, SECTIONS, Config, binds, differences, section_of
+from fame_jax.config import FLAGS, SECTIONS, SPELLED, Config, binds, differences, section_of
 from fame_jax.config.fields import canonical, check_value, merge_pairs
 from fame_jax.errors import UserError
 
@@ -26,8 +26,8 @@ def error_of(config, **options):
     return str(error.value)
 
 
-def test_there_are_at_most_82_flags_and_each_has_one_section():
-    assert len(FLAGS) <= 82
+def test_there_are_at_most_86_flags_and_each_has_one_section():
+    assert len(FLAGS) <= 86
     assert sum(len(dataclasses.fields(record)) for record in SECTIONS.values()) == len(FLAGS)
 
 
@@ -95,6 +95,14 @@ def test_a_value_of_another_type_is_refused(name, value, part):
         ({'columns': ('user:a',)}, ['--columns=user:a', 'no effect']),
         ({'dataset': 'a.csv', 'columns': ('usr:a',)}, ['did you mean user?']),
         ({'facets': ('brand',)}, ['--facets', '--item_init=text']),
+        ({'append': 'new.csv'}, ['--append=new.csv', 'together with --from=RUN']),
+        ({'from_run': 'runs/a'}, ['--from=runs/a', 'together with --append=FILE']),
+        ({'replay': 0.5}, ['--replay=0.5', 'no effect', '--append=FILE']),
+        ({'stages': ('update',)}, ['--stages=update', '--append=FILE --from=RUN']),
+        (
+            {'append': 'new.csv', 'from_run': 'a', 'stages': ('prepare',)},
+            ['--stages=prepare', 'update and evaluate'],
+        ),
         ({'text_options': ('epochs=3',)}, ['--text_options', 'no effect']),
         ({'item_init': 'text', 'text_options': ('epoch=3',)}, ['did you mean epochs?']),
         ({'stages': ('prepare', 'text')}, ['--stages=text', '--item_init=text']),
@@ -199,6 +207,7 @@ def test_differences_are_those_of_the_sections_that_the_run_has_used(name, anoth
     assert differences(here, there, [s for s in EVERY if s != bound]) == []
     lines = differences(here, there, EVERY)
     assert bool(lines) == bool(bound)
+    name = SPELLED.get(name, name)
     assert all(line.startswith(f'--{name}=') and '(there: ' in line for line in lines)
     assert differences(here, here, EVERY) == []
 

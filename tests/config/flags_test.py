@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import fame_jax
 from fame_jax import main
-from fame_jax.config import FLAGS, Config, binds, flags, section_of
+from fame_jax.config import FLAGS, SPELLED, Config, binds, flags, section_of
 from fame_jax.config.fields import show
 from fame_jax.config.removed import REMOVED
 from fame_jax.errors import UserError
@@ -69,7 +69,7 @@ def test_flags_cfg_has_defaults_but_not_how_the_run_is_used():
     lines = flags.text(config).splitlines()
     names = {line[2:].split('=')[0] for line in lines if line.startswith('--')}
     bound = {n for n in FLAGS if binds(n) and (FLAGS[n].default is not None or n == 'width')}
-    assert names == bound | {'workdir', 'cache_dir'}
+    assert names == (bound - {'append', 'from_run', 'replay'}) | {'workdir', 'cache_dir'}
     assert {'--learning_rate=0.001', '--width=64', '--k_core=5', '--loss_chunk=-1,0'} <= {*lines}
 
 
@@ -293,7 +293,7 @@ def test_help_lists_every_flag(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith('usage: ')
     for name, item in FLAGS.items():
-        line = next(line for line in lines if line.startswith(f'  --{name}='))
+        line = next(line for line in lines if line.startswith(f'  --{SPELLED.get(name, name)}='))
         assert all(choice in line for choice in item.metadata.get('choices', ()))
 
 
@@ -327,3 +327,12 @@ def test_reading_flags_and_help_need_no_jax_and_less_than_a_second():
     modules, seconds = done.stdout.split('\n')[-3:-1]
     assert modules == ''
     assert float(seconds) < 1
+
+
+def test_a_word_of_python_is_a_flag(cfg):
+    """--from has the field from_run, and the file of a run has the flag."""
+    assert flags.parse(['--from', 'runs/a']).values == {'from_run': 'runs/a'}
+    assert flags.parse(['-from=runs/from']).values == {'from_run': 'runs/from'}
+    text = flags.text(Config.from_flat(append='new.csv', from_run='runs/a'))
+    assert '--from=runs/a\n' in text and '--from_run' not in text
+    assert flags.read(cfg(text))['from_run'] == 'runs/a'

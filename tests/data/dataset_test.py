@@ -19,13 +19,13 @@ SMALL = make_dataset([1, 2, 3], [2, 3, 4, 5, 1])
 
 def test_the_last_item_is_the_test_and_the_one_before_is_the_validation():
     assert unflatten(*SMALL.training_histories()) == [[1], [2, 3, 4]]
-    *before, targets = SMALL.leave_one_out('validation')
+    *before, targets = SMALL.held_out('validation')
     assert unflatten(*before) == [[1], [2, 3, 4]] and targets.tolist() == [2, 5]
-    *before, targets = SMALL.leave_one_out('test')
+    *before, targets = SMALL.held_out('test')
     assert unflatten(*before) == [[1, 2], [2, 3, 4, 5]] and targets.tolist() == [3, 1]
     assert targets.dtype == before[0].dtype == np.int32 and before[1].dtype == np.int64
     with pytest.raises(ValueError, match="no split 'train'"):
-        SMALL.leave_one_out('train')
+        SMALL.held_out('train')
 
 
 histories = st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=8), min_size=1, max_size=6)
@@ -36,7 +36,7 @@ histories = st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=8), min_si
 def test_history_and_target_make_the_whole(histories):
     data = make_dataset(*histories)
     for split, last in (('validation', 2), ('test', 1)):
-        *before, targets = data.leave_one_out(split)
+        *before, targets = data.held_out(split)
         assert unflatten(*before) == [history[:-last] for history in histories]
         assert targets.tolist() == [history[-last] for history in histories]
     assert unflatten(*data.training_histories()) == [history[:-2] for history in histories]

@@ -188,12 +188,12 @@ def test_many_batches_are_made_anew_and_few_are_kept(monkeypatch):
 
 @pytest.mark.parametrize('split', ['validation', 'test'])
 def test_histories_are_read_where_the_data_set_has_them(split):
-    """Without a copy, the same batches as from the histories that leave_one_out copies."""
+    """Without a copy, the same batches as from the histories that held_out copies."""
     data = make_dataset(*distinct_histories([4, 9, 3, 20, 70]), [1, 2, 1, 2, 1])
     starts, ends = data.history_bounds(split)
     batches = EvalBatches(data.items, starts, ends, data.items[ends], 8, 2)
     assert (batches.num_users, len(batches)) == (6, 3)
-    copied = eval_batches(*data.leave_one_out(split), 8, 2)
+    copied = eval_batches(*data.held_out(split), 8, 2)
     for one, other in zip(batches, copied, strict=True):
         for field, same in zip(one, other):
             np.testing.assert_array_equal(field, same)

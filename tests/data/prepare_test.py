@@ -230,7 +230,7 @@ def test_real_data_has_its_counts(name):
         first = path.open().readline().split()
         assert data.items[: data.offsets[1]].tolist() == [int(item) for item in first[1:]]
         assert data.item_ids[1:] == [str(n) for n in range(1, data.num_items + 1)]
-    assert data.leave_one_out('test')[2].shape == (data.num_users,)
+    assert data.held_out('test')[2].shape == (data.num_users,)
 
 
 @pytest.mark.slow

@@ -74,7 +74,8 @@ def test_items_in_windows(long_histories):
 )
 def test_held_out_items_are_in_no_window(lengths, max_length, long_histories, block):
     histories = distinct_histories(lengths)
-    windows = make_windows(*flatten(*histories), max_length, long_histories, held_out=2)
+    items, offsets = flatten(*histories)
+    windows = make_windows(items, offsets, max_length, long_histories, offsets[1:] - 2)
     training = flatten(*(history[:-2] for history in histories))
     expected = make_windows(*training, max_length, long_histories)
     assert window_items(windows) == window_items(expected)

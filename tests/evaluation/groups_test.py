@@ -56,6 +56,17 @@ def test_group_metrics_are_the_metrics_of_its_members():
     assert figures['error'] == pytest.approx(np.std(gains) / np.sqrt(2))
 
 
+def test_group_metrics_of_several_seeds_are_means():
+    rank_SU = np.array([[1, 3, 50, 12], [1, 1, 50, 2]])
+    parts = [('odd', np.array([False, True, False, True]))]
+    (row,) = groups.group_metrics(parts, {'run': {'masked': rank_SU}})
+    figures = row['figures']['run']['masked']
+    gains = [(1 / 2 + 1) / 2, (0 + 1 / np.log2(3)) / 2]  # of the two users
+    assert figures['ndcg@10'] == pytest.approx(np.mean(gains))
+    assert figures['error'] == pytest.approx(np.std(gains) / np.sqrt(2))
+    assert (row['users'], figures['hr@10']) == (2, 3 / 4)
+
+
 def test_usage_of_heads_and_experts():
     share_UH = np.array([[0.9, 0.1], [0.7, 0.3]])
     router_UHN = np.array([[[1.0, 0, 0], [0.5, 0.3, 0.2]], [[0.9, 0.1, 0], [0.1, 0.6, 0.3]]])

@@ -201,7 +201,7 @@ def test_no_held_out_item_of_real_data_is_in_a_label():
     item_ids = data.items.copy()
     for last in (1, 2):
         item_ids[ends - last] = data.num_items + last
-    cut = windows.make_windows(item_ids, data.offsets, 50, 'split', held_out=2)
+    cut = windows.make_windows(item_ids, data.offsets, 50, 'split', data.split.train_ends)
     batches, steps = epochs.epoch_batches(cut, seed=0, epoch=0, row_length=64, rows_per_step=64)
     label, longest = jax.jit(lambda *fields: future_targets(*fields, SHARES)[0]), 0
     for batch in batches:

@@ -187,11 +187,11 @@ def test_a_query_depends_on_the_rest_of_its_history_and_not_on_what_is_masked(na
 
 
 @cache
-def masker(num_items=NUM_ITEMS):
+def masker(num_items=NUM_ITEMS, **more):
     """(key, tokens_BL, segments_BL, prob) -> (tokens_BL, masked_BL)."""
 
     def f(key, tokens_BL, segments_BL, prob):
-        options = {'prob': prob, 'num_items': num_items, 'mask_id': num_items + 1}
+        options = {'prob': prob, 'num_items': num_items, 'mask_id': num_items + 1, **more}
         return bert4rec.mask_items(key, tokens_BL, segments_BL, **options)
 
     return quick_jit(f)
@@ -243,6 +243,63 @@ def test_shares_of_the_masked_items():
     replaced = read_T[~kept & ~masked]
     assert replaced.min() < 20 and 980 < replaced.max() <= num_items
     assert abs(replaced.mean() - 500) < 4 * 289 / np.sqrt(len(replaced))
+
+
+def test_all_selected_items_may_become_masks():
+    tokens_BL = np.full((8, 50), 7, np.int32)
+    fields = new_key(0), tokens_BL, np.ones_like(tokens_BL), 0.4
+    read_BL, masked_BL = masker(mask_share=1.0)(*fields)
+    _, same_BL = masker()(*fields)
+    np.testing.assert_array_equal(masked_BL, same_BL)
+    np.testing.assert_array_equal(read_BL, np.where(masked_BL, MASK, 7))
+
+
+def test_a_share_of_histories_has_its_last_item_alone_masked():
+    """By a loop over histories: the draw by probability, or the last item alone."""
+    lengths = [2, 5, 3, 4, 6] * 4
+    segments_BL = np.tile(np.repeat(np.arange(1, 21), lengths), (40, 1)).astype(np.int32)
+    tokens_BL = np.full_like(segments_BL, 7)
+    _, old_BL = masker()(new_key(0), tokens_BL, segments_BL, 0.9)
+    read_BL, new_BL = masker(last_share=0.4)(new_key(0), tokens_BL, segments_BL, 0.9)
+    alone = 0
+    for b in range(40):
+        for segment in range(1, 21):
+            own = segments_BL[b] == segment
+            last = np.arange(own.sum()) == own.sum() - 1
+            is_alone = (new_BL[b, own] == last).all() and read_BL[b, own][-1] == MASK
+            assert is_alone or (new_BL[b, own] == old_BL[b, own]).all()
+            alone += is_alone and not (old_BL[b, own] == last).all()
+    # At a probability of .9 hardly a history has its last item alone selected by the draw.
+    assert abs(alone / 800 - 0.4) < 4 * np.sqrt(0.4 * 0.6 / 800) + 0.03
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_positions_from_the_end(name):
+    """They are those of a table by position that is read backwards, in each history by itself."""
+    module, params = make_bert(name, num_blocks=2)
+    backward = module.clone(positions='end')
+    tokens_BL, positions_BL, segments_BL = rows_with_masks(5)
+    from_end_BL = np.zeros_like(positions_BL)
+    for b, i in zip(*np.nonzero(segments_BL)):
+        own = np.flatnonzero(segments_BL[b] == segments_BL[b, i])
+        from_end_BL[b, i] = own[-1] - i
+    expected_BLD, _ = encode(module, params, tokens_BL, from_end_BL, segments_BL)
+    found_BLD, _ = encode(backward, params, tokens_BL, positions_BL, segments_BL)
+    real_BL = segments_BL > 0
+    assert_close(found_BLD[real_BL], expected_BLD[real_BL])
+
+
+def test_the_mask_to_predict_has_position_0_from_the_end():
+    """Its own row of the position table reaches its query for every length of history."""
+    module, params = make_bert(positions='end', num_blocks=1)
+    for length in (1, 4):
+        row = np.array([[7] * length], np.int32)
+        fields = row, np.arange(length, dtype=np.int32)[None], np.ones_like(row)
+        appended = np.array([[7] * length + [MASK]], np.int32)
+        whole = appended, np.arange(length + 1, dtype=np.int32)[None], np.ones_like(appended)
+        query_B1D, _ = encode(module, params, *fields, last=True)
+        expected_BLD, _ = encode(module, params, *whole)
+        assert_close(query_B1D[:, 0], expected_BLD[:, -1])
 
 
 def test_masks_depend_on_the_key_and_not_on_the_items():

@@ -174,6 +174,41 @@ def test_balance_matches_the_loop():
         assert_close(slope_BLHN[b, i, h], expected_N)
 
 
+def dense_balance_loop(share_BLHN, real_BL):
+    """N sum_n P_n^2 of each head, the mean over heads."""
+    places, (num_heads, num_experts) = np.argwhere(real_BL), share_BLHN.shape[-2:]
+    total = 0.0
+    for h in range(num_heads):
+        for n in range(num_experts):
+            mean = sum(share_BLHN[b, i, h, n] for b, i in places) / len(places)
+            total += num_experts * mean * mean / num_heads
+    return total
+
+
+def test_balance_of_experts_that_are_all_active():
+    """By their mean weights; its gradient moves weight from the experts that have much of it."""
+    rng = np.random.default_rng(1)
+    logit_BLHN = rng.normal(size=(3, 4, 2, 5)) + np.arange(5)
+    share_BLHN = (np.exp(logit_BLHN) / np.exp(logit_BLHN).sum(-1, keepdims=True)).astype(np.float32)
+    real_BL = rng.random((3, 4)) < 0.6
+    loss = partial(experts.balance_loss, all_active=True)
+    actual, slope_BLHN = quick_jit(jax.value_and_grad(loss))(share_BLHN, share_BLHN, real_BL)
+    assert_close(actual, dense_balance_loop(share_BLHN, real_BL))
+    assert (np.diff(slope_BLHN[real_BL].mean(axis=(0, 1))) > 0).all()
+    assert not slope_BLHN[~real_BL].any()
+
+
+def test_the_objective_balances_experts_that_are_all_active():
+    plain, params = make_model('fame')
+    batch, key = make_batch(PACKED), new_key(0)
+    total, weight, _ = compile_objective(plain)(params, batch, key)
+    more, _, terms = compile_objective(plain.clone(balance_weight=0.5))(params, batch, key)
+    share_BLHN = plain.apply({'params': params}, *batch[:3])[1]['facet_block']['share_BLHN']
+    expected = dense_balance_loop(np.asarray(share_BLHN), batch.segments_BL > 0)
+    assert_close(terms['balance'], expected)
+    assert_close((more - total) / weight, 0.5 * expected)
+
+
 def test_balance_is_one_of_even_experts_and_n_of_one_alone():
     alone_BLHN = np.broadcast_to(np.eye(4)[0], (2, 3, 1, 4))
     assert_close(experts.balance_loss(alone_BLHN, alone_BLHN, np.ones((2, 3), bool)), 4.0)

@@ -12,6 +12,7 @@ FILES = (
     'sharded_step',
     'sharded_runs',
     'sharded_serving',
+    'sharded_members',
 )
 PATHS = [str(Path(__file__).parent / f'{name}_test.py') for name in FILES]
 

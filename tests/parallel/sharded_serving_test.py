@@ -133,7 +133,7 @@ def compile_top_k(encode, combine, params, mesh, num_items, histories, width, to
     item_VD = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=mesh_lib.item_sharding(mesh))
     row_BL = jax.ShapeDtypeStruct((histories, 8), jnp.int32)
     allowed_BX = jax.ShapeDtypeStruct((histories, num_items // 8 + 1), jnp.uint8)
-    encoded = topk.encode_rows.lower(encode, params, (row_BL,) * 3, mesh=mesh)
+    encoded = topk.encoder(encode, mesh).lower(params, (row_BL,) * 3)
     (query,) = jax.tree.leaves(encoded.out_info)
     compiled = encoded.compile()
     (sharding,) = jax.tree.leaves(compiled.output_shardings)

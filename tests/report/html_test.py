@@ -114,6 +114,16 @@ def test_a_gain_that_can_be_chance_is_called_so():
     assert 'a difference of this size can be chance' in summary
 
 
+def test_a_model_without_fine_tuning_has_its_gain_over_the_best_baseline():
+    results = make_results(popularity=0.01, item_graph=0.0234, pretrain=0.0567)
+    ranks = {'popularity': np.full(9, 50), 'item_graph': np.full(9, 3), 'pretrain': np.ones(9, int)}
+    ranks = {name: {'masked': rank_U, 'unmasked': rank_U} for name, rank_U in ranks.items()}
+    summary = summary_of(smallest_report(results=results, ranks=ranks))
+    words = 'Masked NDCG@10 is .0567, and .0234 of ITEM_GRAPH, which is not trained (+.5000, 95 %'
+    assert words in summary
+    assert 'not trained' not in summary_of(smallest_report(results=results))
+
+
 def test_no_percentage_without_its_interval():
     summary = summary_of(dataclasses.replace(full_report(), ranks={}, groupings=()))
     assert '.0567' in summary and '.0700.' in summary and '%' not in summary
@@ -154,6 +164,9 @@ def test_a_stage_that_ended_at_its_limit_is_named():
         'pretrain': {'best_epoch': 58, 'epochs': 60},
         'finetune': {'best_epoch': 0, 'epochs': 5},  # patience and limit at once
     }
+    improving = {'pretrain': {'best_epoch': 60, 'epochs': 60}}
+    of_improving = summary_of(smallest_report(card=CARD | {'config': config, 'stages': improving}))
+    assert 'its limit of 60 epochs (best epoch 60, still improving)' in of_improving
     summary = summary_of(smallest_report(card=CARD | {'config': config, 'stages': stages}))
     assert 'Pretrain ended at its limit of 60 epochs (best epoch 58)' in summary
     assert 'finetune' not in summary.lower()
@@ -302,6 +315,23 @@ def test_protocol_and_flags_are_folded_and_flags_shown_once():
     assert ['machine, cores', '2'] in cells(section(source, 'protocol'))
     assert source.count('secret') == 1 and '&lt;of flags.cfg&gt;' in section(source, 'flags')
     assert '--flagfile=flags.cfg' in source and '1.2.3' in section(source, 'flags')
+
+
+def test_the_protocol_is_in_words_before_its_table():
+    card = CARD | {'split': 'leave <one> out', 'selection': 'best epoch', 'seed': 3}
+    card |= {'repeats': {'test': 0.25}, 'select_on': 'masked'}
+    source = section(html.page(smallest_report(card=card)), 'protocol')
+    words = re.sub('<[^>]*>', '', source[source.index('<p>') : source.index('<table')])
+    for sentence in (
+        'Data set toys: 1,234 users and 56 items.',
+        'The split is leave &lt;one&gt; out.',
+        'Ties count against the target.',
+        'Selection: best epoch; the test split selects nothing.',
+        'The seed is 3.',
+        'Of the test targets 25 % stand in the history of their user.',
+    ):
+        assert sentence in words
+    assert 'Masked' not in words and '<details><summary>' in source[: source.index('<p>')]
 
 
 def test_numbers_are_short():

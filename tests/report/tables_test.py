@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fame_jax import config
+from fame_jax.errors import UserError
 from fame_jax.evaluation import lists, significance
 from fame_jax.evaluation.metrics import PROTOCOLS, metrics
 from fame_jax.report import tables
@@ -257,6 +258,33 @@ def test_runs_without_ranks_are_not_tested(tmp_path):
 def test_two_data_sets_make_two_tables(tmp_path):
     runs = [make_run(tmp_path / name, 'core', 0, dataset=name) for name in ('toys', 'beauty')]
     assert list(tables.collect(*tables.read_runs(runs))['datasets']) == ['toys', 'beauty']
+
+
+def test_two_splits_of_a_data_set_make_two_tables(tmp_path):
+    """Each with its own runs, baselines and heading; other authors' figures are leave one out."""
+    counts = {'targets': 9, 'users': 8, 'targets_without_training': 2, 'users_without_training': 1}
+    by_time = {'moment': '2020-02-01T00:00:00Z', 'validation_moment': '2020-01-01T00:00:00Z'}
+    by_time |= {'targets': 'successive', 'test': counts}
+    one = make_run(tmp_path / 'one', 'fame', 0)
+    other = make_run(tmp_path / 'other', 'fame', 0, fingerprint='b')
+    edit(other, lambda card, results: card.update(time_split=by_time))
+    edit(other, lambda card, results: results['popularity'].update(figures(np.full(50, 7))))
+    found = tables.collect(*tables.read_runs([one, other]))['datasets']
+    name = 'toys, split by time at 2020-02-01T00:00:00Z, successive'
+    assert [*found] == ['toys', name]
+    for table, value in ((found['toys'], 0), (found[name], 1 / 3)):
+        popularity, *_, fame = table['rows']
+        assert popularity['test']['masked']['ndcg@20']['mean'] == pytest.approx(value)
+        assert fame['seeds'] == [0]
+    assert found['toys']['published']['masked'] and not found[name]['published']['masked']
+    page = tables.markdown({'datasets': found})
+    assert 'leave one out except where' in page and f'## {name}:' in page
+    assert '9 targets of 8 users. 2 targets and 1 users have no training action.' in page
+    # Two runs of the same name of split on other data are still a mistake.
+    third = make_run(tmp_path / 'third', 'fame', 1, fingerprint='c')
+    edit(third, lambda card, results: card.update(time_split=by_time))
+    with pytest.raises(UserError, match='have different data'):
+        tables.collect(*tables.read_runs([other, third]))
 
 
 def test_the_command_writes_files_that_it_reads_again(runs, tmp_path, capsys):

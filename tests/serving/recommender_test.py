@@ -76,6 +76,33 @@ def test_every_history_gets_its_best_items_in_order(k, filter_seen, two):
         assert answer.fallback == ('' if known else 'popularity')
 
 
+@pytest.mark.parametrize('two', [False, True])
+def test_histories_with_options_of_their_own_share_batches(two):
+    """Lists are those of a loop, whatever the other histories of the batch ask for."""
+    recommender, params, item_VD = make_recommender(*((both_ends, sum_of_two) if two else ()))
+    draw = np.random.default_rng(2)
+    all_V, _ = recommender.candidate_mask()
+    requests, expectations = [], []
+    for n in range(90):
+        history = draw.choice([*ITEM_IDS[1:], 'whom'], draw.integers(0, 7)).tolist()
+        k, filter_seen = int(draw.integers(1, NUM_ITEMS + 1)), bool(n % 2)
+        allowed_V = all_V if n % 3 else (draw.random(NUM_ITEMS + 1) < 0.5) & all_V
+        indices, unknown = recommender.to_indices(history)
+        request = recommender_lib.HistoryRequest(indices, unknown, k, filter_seen, allowed_V)
+        requests.append(request)
+        allowed = np.flatnonzero(allowed_V).tolist()
+        expectations.append((history, k, filter_seen, allowed))
+    answers = recommender.recommend_each(requests)
+    assert len(answers) == 90 and recommender.recommend_each([]) == []
+    for answer, (history, k, filter_seen, allowed) in zip(answers, expectations):
+        assert answer.unknown == [item for item in history if item == 'whom']
+        ids, scores = expected(
+            params, item_VD, history, k, filter_seen=filter_seen, allowed=allowed, two=two
+        )
+        assert answer.items == ids
+        np.testing.assert_allclose(answer.scores, scores, rtol=1e-4, atol=1e-5)
+
+
 def test_one_history_is_as_among_many():
     recommender, *_ = make_recommender()
     for history, answer in zip(HISTORIES, recommender.recommend_many(HISTORIES, 5)):

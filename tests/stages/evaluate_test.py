@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from run_fixtures import make_world
 
-from fame_jax import stages
+from fame_jax import api, stages
 from fame_jax.config import flags
+from fame_jax.data.dataset import Dataset
 from fame_jax.evaluation import metrics, ranking
+from fame_jax.stages import top_lists
 from fame_jax.stages.evaluate import _rank_by_popularity, _target_actions, by_target
 
 # The training parts have no action of item 3, which is in all histories, and three of item 1.
@@ -43,6 +45,26 @@ def test_actions_of_a_target_are_those_in_training(split, last, by_hand):
     targets = [history[-last] for history in HISTORIES]
     expected = [sum(history[:-2].count(target) for history in HISTORIES) for target in targets]
     assert _target_actions(by_hand, split).tolist() == expected
+
+
+def test_the_use_of_heads_is_that_of_explanations(trained):
+    """Over the test users of the sample, each explained by itself."""
+    recommender, data = api.load(trained), Dataset.load(trained / 'dataset')
+    stored = json.loads((trained / 'results.json').read_text())['results']['finetune']['heads']
+    users = min(data.num_users, top_lists.HEAD_USERS)
+    assert users == data.num_users <= 60
+    shares, lists, routers = [], [], []
+    for start, end in zip(data.offsets[:-1], data.offsets[1:]):
+        history = [data.item_ids[item] for item in data.items[start : end - 1]]
+        heads = recommender.explain(history, 10, filter_seen=True).heads
+        shares.append([head['share'] for head in heads])
+        routers.append([head['router'] for head in heads])
+        lists.append([{entry['item'] for entry in head['top']} for head in heads])
+    assert stored['gate'] == pytest.approx(np.mean(shares, axis=0).tolist(), abs=1e-5)
+    np.testing.assert_allclose(stored['experts'], np.mean(routers, axis=0), atol=1e-5)
+    common = [len(one & other) / min(len(one), len(other)) for one, other in lists]
+    assert stored['overlap@10'] == pytest.approx(np.mean(common), abs=0.02)
+    assert 0 < stored['gate_entropy'] <= 1 + 1e-6 and 0 < stored['balance'] <= 1 + 1e-6
 
 
 def test_users_are_grouped_by_training_actions_of_their_target():

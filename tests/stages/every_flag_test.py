@@ -79,6 +79,9 @@ CASES = {
     'columns=time': Case('time:back', 'data layout'),
     'columns=rating': Case('rating:price', 'data layout', {'min_rating': 2}),
     'columns=item_file_id': Case('item_file_id:code', 'vectors labels', TEXT),
+    'split': Case('time', 'data layout'),
+    'split_at': Case('.5', 'data layout', {'split': 'time'}),
+    'split_targets': Case('successive', 'data', {'split': 'time'}),
     # Texts.
     'items': Case('{folder}/items2.csv', 'vectors', TEXT),
     'text_fields': Case('brand', 'vectors', TEXT),
@@ -181,7 +184,14 @@ ELSEWHERE = {
     'distributed': 'test_two_processes_are_one_run',
     'seeds': 'test_one_after_the_other_they_have_the_bits_of_their_runs',
     'members': 'test_a_member_is_the_run_of_its_seed',
+    'text_path': 'test_a_run_with_a_text_path_ranks_and_serves_the_folded_table',
+    'text_path_below': 'test_a_run_with_a_text_path_ranks_and_serves_the_folded_table',
     'sweep': 'test_the_best_setting_by_validation_is_evaluated',
+    'sweep_halving': 'test_halving_ends_the_worse_settings_early',
+    'append': 'test_an_update_is_a_run_with_all_data',
+    'from_run': 'test_an_update_is_a_run_with_all_data',
+    'replay': 'test_the_share_of_old_windows',
+    'track': 'test_a_run_is_one_tracked_run_of_all_its_stages',
 }
 
 

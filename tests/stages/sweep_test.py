@@ -4,9 +4,11 @@ import json
 import statistics
 
 import pytest
+from report_fixtures import svg_texts
 
 from fame_jax import run_dir
 from fame_jax.main import main
+from fame_jax.stages.sweep import rungs
 
 FLAGS = [
     *('--synthetic=users=120,items=40', '--model=sasrec', '--width=8', '--num_blocks=1'),
@@ -40,6 +42,7 @@ def test_the_best_setting_by_validation_is_evaluated(tmp_path, capsys):
     assert [setting['validation'] for setting in record['settings']] == [[v] for v in values]
     assert record['best'] == names[0]
     assert record['selected_by'].startswith('validation NDCG@20, masked of')
+    assert {'--learning_rate', '--dropout'} <= {*svg_texts(tmp_path / 'all' / 'sweep.svg')}
     evaluated = [name for name in names if (tmp_path / 'all' / name / 'results.json').exists()]
     assert evaluated == names[:1]
     assert f'{names[0]}' in shown and 'test: all 120 users' in shown
@@ -107,3 +110,115 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_written(tmp_path, ca
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('error: ') and words in line
     assert not (tmp_path / 'run').exists()
+
+
+NUMBERS = (
+    '--learning_rate=1e-2 --weight_decay=.1 --dropout=.5 --seen_weight=2 --ema=.9',
+    '--learning_rate=3e-3 --weight_decay=.3 --dropout=.1 --seen_weight=4 --ema=.5 --temperature=.2',
+)
+
+
+@pytest.mark.parametrize(
+    'model, more',
+    [
+        (['--model=sasrec'], ('--future_targets=1,.5', '--future_targets=1,.1')),
+        (
+            ['--model=fame', '--num_experts=2', '--finetune_epochs=2'],
+            ('--model_options=head_loss=.3', '--model_options=head_loss=2 --finetune_dropout=.3'),
+        ),
+    ],
+    ids=['sasrec', 'fame'],
+)
+def test_settings_in_one_program_are_the_runs_of_their_own(tmp_path, model, more, capsys):
+    """Numbers of the program are values that each run has by itself, with its seeds."""
+    file = tmp_path / 'settings.txt'
+    lines = [f'{numbers} {other}' for numbers, other in zip(NUMBERS, more)]
+    file.write_text('\n'.join(lines))
+    flags = [*model, '--patience=1', '--pretrain_epochs=3']
+    argv = [*flags, f'--sweep={file}', '--seeds=0,3', '--members=vmap', '--progress=lines']
+    assert run(tmp_path / 'all', *argv) == 0
+    assert 'pretrain: 4 runs in one program' in capsys.readouterr().err
+    for number, line in enumerate(lines, 1):
+        for seed in (0, 3):
+            alone = tmp_path / f'{number}_{seed}'
+            assert run(alone, *flags, *line.split(), f'--seed={seed}') == 0
+            together = tmp_path / 'all' / f'setting_{number}' / f'seed_{seed}'
+            first, second = (
+                {
+                    (line['stage'], line['split'], line['epoch']): line.get('loss', line.get('mrr'))
+                    for line in map(json.loads, (f / 'metrics.jsonl').read_text().splitlines())
+                    if line['split'] in ('train', 'validation')
+                }
+                for f in (together, alone)
+            )
+            assert first == pytest.approx(second, rel=1e-3)
+
+
+def test_settings_with_other_shapes_have_programs_of_their_own(tmp_path, capsys):
+    sweep = '--sweep=num_heads:1,2;dropout:.1,.5'
+    assert run(tmp_path, sweep, '--members=vmap', '--progress=lines') == 0
+    assert capsys.readouterr().err.count('2 runs in one program') == 2
+
+
+@pytest.mark.parametrize('how', ['vmap', 'loop'])
+def test_halving_ends_the_worse_settings_early(tmp_path, how):
+    """Four settings, of which two go on after epoch 2, and one after epoch 4 of 8."""
+    rates = (1e-6, 1e-5, 1e-3, 1e-2)
+    sweep = f'--sweep=learning_rate:{",".join(map(str, rates))}'
+    flags = [sweep, '--sweep_halving=2', f'--members={how}', '--pretrain_epochs=8']
+    assert run(tmp_path / 'half', *flags) == 0
+    record = run_dir.read_json(tmp_path / 'half' / 'sweep.json')
+    epochs = {s['flags']['learning_rate']: s['epochs'] for s in record['settings']}
+    kept = run_dir.read_json(tmp_path / 'half' / 'halving.json')['kept']
+    assert [len(names) for names in kept] == [2, 1] and set(kept[1]) < set(kept[0])
+    assert sorted(epochs.values()) == [[2], [2], [4], [8]]
+    assert [s['ended_early'] for s in record['settings']] == [False, True, True, True]
+
+    # The decisions are those of the validation metric up to the rung.
+    def upto(name, epoch):
+        lines = (tmp_path / 'half' / name / 'metrics.jsonl').read_text().splitlines()
+        values = [json.loads(line) for line in lines]
+        return max(
+            v['ndcg@20'] for v in values if v['split'] == 'validation' and v['epoch'] <= epoch
+        )
+
+    names = [s['name'] for s in record['settings']]
+    best = sorted(names, key=lambda name: -upto(name, 2))[:2]
+    assert sorted(kept[0]) == sorted(best)
+    assert kept[1] == [max(best, key=lambda name: upto(name, 4))]
+    # The survivor is the run that was never interrupted.
+    if how == 'loop':
+        rate = record['settings'][0]['flags']['learning_rate']
+        assert run(tmp_path / 'one', f'--learning_rate={rate}', '--pretrain_epochs=8') == 0
+        first, second = (
+            run_dir.read_json(folder / 'results.json')['results']
+            for folder in (tmp_path / 'half' / record['best'], tmp_path / 'one')
+        )
+        assert first == second
+    # The same command again trains nothing and ends the same.
+    before = (tmp_path / 'half' / 'sweep.json').read_text()
+    assert run(tmp_path / 'half', *flags) == 0
+    assert (tmp_path / 'half' / 'sweep.json').read_text() == before
+
+
+@pytest.mark.parametrize(
+    'settings, eta, epochs, expected',
+    [
+        (9, 3, 60, [6, 20]),
+        (8, 3, 60, [20]),
+        (4, 2, 8, [2, 4]),
+        (2, 3, 8, []),
+        (27, 3, 5, [1, 1, 1]),
+    ],
+)
+def test_rungs(settings, eta, epochs, expected):
+    assert rungs(settings, eta, epochs) == expected
+
+
+def test_a_halving_of_other_settings_is_refused(tmp_path, capsys):
+    flags = ['--sweep_halving=2', '--members=loop']
+    assert run(tmp_path, '--sweep=learning_rate:1e-3,1e-2', *flags) == 0
+    capsys.readouterr()
+    assert run(tmp_path, '--sweep=learning_rate:1e-3,2e-2', *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'halving.json is of a sweep of other settings' in line

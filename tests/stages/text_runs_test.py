@@ -1,4 +1,4 @@
-"""Runs of FAME+: training from the item vectors of the stage text, and their evaluation."""
+"""Runs with item texts: training from vectors of the stage text, and the map of --text_path."""
 
 import json
 import shutil
@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fame_jax import stages
+from fame_jax import api, stages
 from fame_jax.config import flags
 from fame_jax.main import main
 from fame_jax.models import registry, surgery
+from fame_jax.serving import export
 from fame_jax.stages import initialize, train
 from fame_jax.stages.context import abstract_params
 from fame_jax.text import item_init
@@ -144,3 +145,87 @@ def test_vectors_for_another_number_of_heads_are_refused(with_vectors, tmp_path,
     shutil.copytree(with_vectors, tmp_path / 'run')
     argv = [f'--workdir={tmp_path}/run', '--stages=pretrain', '--num_heads=4']
     assert 'was made for 2 heads' in refused(capsys, *argv)
+
+
+SHAPES = ['--width=8', '--num_blocks=1', '--max_length=10', '--row_length=16', '--rows_per_step=4']
+PATH = ['--model=sasrec', '--item_init=random', '--text_path=.5', '--text_path_below=3']
+
+
+@pytest.fixture(scope='module')
+def with_path(tmp_path_factory):
+    """A SASRec with the map of --text_path, trained and evaluated."""
+    folder = tmp_path_factory.mktemp('path') / 'run'
+    chosen = [flag for flag in SMALL if not flag.startswith(('--item_init', '--finetune'))]
+    argv = [*chosen, *PATH, '--stages=prepare,text,pretrain,evaluate', f'--workdir={folder}']
+    assert main(argv) == 0
+    return folder
+
+
+def folded_loop(run, params):
+    """The item table with the map of each item that has fewer than three training actions."""
+    items = run.data.training_histories()[0].tolist()
+    text_VE = np.load(run.folder / 'text' / 'vectors.npy')
+    table, path = np.array(params['item_table']), params['text_path']
+    for v in range(1, run.data.num_items + 1):
+        if items.count(v) < 3 and text_VE[v].any():
+            unit_E = text_VE[v] / np.linalg.norm(text_VE[v])
+            table[v] = unit_E @ np.asarray(path['kernel']) + np.asarray(path['bias'])
+    return table
+
+
+def test_a_run_with_a_text_path_ranks_and_serves_the_folded_table(with_path, tmp_path):
+    """Validation of the best epoch, evaluation, recommendations and an export read one table."""
+    run = open_run(with_path)
+    with run.checkpoints('pretrain') as checkpoints:
+        module = run.trained_module('pretrain')
+        best = checkpoints.restore(best=abstract_params(module))['best']
+    table = folded_loop(run, best)
+    assert np.abs(table - best['item_table']).max() > 0.01
+    served = run.best_params('pretrain', run.module('pretrain'))
+    assert 'text_path' not in served
+    np.testing.assert_allclose(served['item_table'], table, atol=1e-6)
+    results = json.loads((with_path / 'results.json').read_text())['results']['pretrain']
+    found = results['validation']['masked']['ndcg@20']
+    assert found == pytest.approx(run.progress('pretrain')['best_value'])
+    assert 'text_path 0.5 below 3' in results['model']
+    expected = run.module('pretrain').apply({'params': served}, method='item_vectors')
+    recommender = api.load(with_path)
+    np.testing.assert_allclose(recommender.model.item_VD, expected, atol=1e-6)
+    recommender.export(tmp_path / 'export')
+    history = [run.data.item_ids[3], run.data.item_ids[5]]
+    items = [
+        one.recommend(history, 5).items for one in (recommender, export.load(tmp_path / 'export'))
+    ]
+    assert items[0] == items[1]
+
+
+def test_the_map_is_trained_and_kept_by_surgery(with_path, tmp_path):
+    run = open_run(with_path)
+    setup = train.make_setup(run, 'pretrain')
+    start = registry.init_params(setup.module, jax.random.fold_in(setup.key, 0))['text_path']
+    with run.checkpoints('pretrain') as checkpoints:
+        trained = checkpoints.restore(params=abstract_params(setup.module))['params']['text_path']
+    for name in ('kernel', 'bias'):
+        assert np.any(trained[name] != start[name])
+    with run.checkpoints('pretrain') as checkpoints:
+        best = checkpoints.restore(best=abstract_params(setup.module))['best']['text_path']
+    given = [*SHAPES, *PATH[1:], f'--prepared={with_path}', f'--backbone={with_path}']
+    fame = open_run(tmp_path / 'fame', '--model=fame', '--num_experts=2', *given)
+    grown = train.make_setup(fame, 'finetune').module
+    params = registry.init_params(grown, jax.random.key(0))
+    params = initialize.from_backbone(fame, params, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, params['text_path'], best)
+
+
+def test_the_program_has_the_text_vectors_as_arguments(with_path):
+    """Not as constants, which XLA would copy into each program."""
+    run = open_run(with_path)
+    setup = train.make_setup(run, 'pretrain')
+    shapes = {np.shape(leaf) for leaf in jax.tree.leaves(setup.step)}
+    assert run.text_path['text_vectors'].shape in shapes
+
+
+def test_a_text_path_without_the_stage_text_is_refused(tmp_path, capsys):
+    argv = [*SMALL[:-1], *PATH, '--stages=prepare,pretrain', f'--workdir={tmp_path}']
+    argv = [flag for flag in argv if not flag.startswith('--finetune')]
+    assert 'run --stages=text first' in refused(capsys, *argv)

@@ -25,7 +25,7 @@ def context(folder, data=None, options=OPTIONS, **text_config):
     data = data or synthetic.generate(users=120, items=150, values=3)
     text_config = {
         **{'items': '', 'text_fields': (), 'facets': (), 'text_encoder': 'tfidf'},
-        **{'text_options': options},
+        **{'text_options': options, 'item_init': 'text', 'text_path': 0.0},
         **text_config,
     }
     config = types.SimpleNamespace(

@@ -10,6 +10,7 @@ from fame_jax.training import members, step
 from fame_jax.training.optimizer import make_optimizer
 
 SEEDS = 3
+NONE = [np.zeros(0, np.float32)] * SEEDS  # settings in which members differ
 
 
 def objective(params, batch, key):
@@ -47,7 +48,7 @@ def test_each_member_takes_the_steps_of_its_own_batches(setup):
     blocks = [[batch_of(i + 10 * s) for i in range(n)] for s, n in enumerate((3, 1, 2))]
     program = step.Program(members.make_member_step(one), size=4)
     stacked = members.stack_trees(states)
-    new, sums = program(stacked, members.stack_members(blocks), jnp.stack(keys))
+    new, sums = program(stacked, members.stack_members(blocks, NONE), jnp.stack(keys))
     parts = members.unstack_tree(new, SEEDS)
     for s, (state, key, block) in enumerate(zip(states, keys, blocks)):
         alone, sums_alone = run_alone(one, state, key, block)
@@ -65,7 +66,9 @@ def test_a_member_without_batches_keeps_every_bit(setup):
     program = step.Program(members.make_member_step(one), size=2)
     blocks = [[], [batch_of(1), batch_of(2)], []]
     before = jax.tree.map(np.array, states)
-    new, sums = program(members.stack_trees(states), members.stack_members(blocks), jnp.stack(keys))
+    new, sums = program(
+        members.stack_trees(states), members.stack_members(blocks, NONE), jnp.stack(keys)
+    )
     parts = members.unstack_tree(new, SEEDS)
     for s in (0, 2):
         for first, second in zip(jax.tree.leaves(parts[s]), jax.tree.leaves(before[s])):
@@ -76,7 +79,7 @@ def test_a_member_without_batches_keeps_every_bit(setup):
 
 def test_batches_of_members_say_who_is_live():
     blocks = [[batch_of(1)], [batch_of(2), batch_of(3)], []]
-    first, second = members.stack_members(blocks)
+    first, second = members.stack_members(blocks, NONE)
     assert first.is_live_S.tolist() == [True, True, False]
     assert second.is_live_S.tolist() == [False, True, False]
     assert first.batch.tokens_BL.shape == (3, 2, 4)
@@ -89,3 +92,22 @@ def test_stacking_and_unstacking_are_inverse(setup):
     for one, two in zip(states, members.unstack_tree(members.stack_trees(states), SEEDS)):
         for first, second in zip(jax.tree.leaves(one), jax.tree.leaves(two)):
             np.testing.assert_array_equal(first, second)
+
+
+def test_each_member_has_its_own_numbers(setup):
+    """A step that adds a member's number to its parameter, and one that has two of them."""
+    _, states, keys = setup
+
+    def add(numbers, state, batch, key):
+        w = state.params['w'] + numbers['more'] * numbers['times']
+        return state._replace(params={'w': w}), {'loss': w.sum(), 'weight': jnp.float32(1)}
+
+    rows = [{'more': jnp.float32(10 * s), 'times': jnp.float32(2)} for s in range(SEEDS)]
+    raveled = [jax.flatten_util.ravel_pytree(row) for row in rows]
+    program = step.Program(members.make_member_step(add, raveled[0][1]), size=2)
+    blocks = [[batch_of(0)], [batch_of(0), batch_of(0)], [batch_of(0)]]
+    batches = members.stack_members(blocks, [np.asarray(row) for row, _ in raveled])
+    new, _ = program(members.stack_trees(states), batches, jnp.stack(keys))
+    for s, part in enumerate(members.unstack_tree(new, SEEDS)):
+        expected = 1.0 + s + len(blocks[s]) * 10 * s * 2
+        np.testing.assert_allclose(part.params['w'], np.full(5, expected))

@@ -1,0 +1,75 @@
+"""The run that an update goes on from: its folder, its settings, its last trained stage."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fame_jax import run_dir
+from fame_jax.config import FLAGS, binds
+from fame_jax.config import flags as config_flags
+from fame_jax.config.update import Update
+from fame_jax.errors import UserError
+
+# Limits of an update, in the place of its run's, and its learning rate as a share of that with
+# which the run was trained from scratch; chosen on validation, see docs/updating.md.
+EPOCHS, PATIENCE, RATE = 20, 2, 0.3
+# Flags of the run that are not those of an update.
+OWN = ('stages', 'workdir', 'prepared', *Update.__dataclass_fields__)
+
+
+def starting_values(given: config_flags.Given, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an update as its run has them, with the limits and rates of an update.
+
+    Args:
+      given: the flags of the command, with --append and --from.
+      stored: the flags.cfg of the run in --from.
+
+    Raises:
+      UserError: when the folder is no trained run, or the update has no folder of its own.
+    """
+    run, stage = given.get('from_run'), last_stage(given.get('from_run'))
+    if not stored:
+        raise UserError(f'--from={run} holds no flags.cfg and is no run; give the folder of a run')
+    if not given.values.get('workdir'):
+        raise UserError('--append needs a folder for the updated run; add --workdir=FOLDER')
+    values = {name: value for name, value in stored.items() if name not in OWN and binds(name)}
+    rate = 'learning_rate' if stage == 'pretrain' else 'finetune_learning_rate'
+    share = 1 if stored.get('append') else RATE  # once, however many updates follow
+    return values | {
+        rate: float(f'{values.get(rate, FLAGS[rate].default) * share:.6g}'),
+        f'{stage}_epochs': EPOCHS,
+        'patience': PATIENCE,
+        'schedule': 'constant',
+        'warmup_epochs': 0.0,
+    }
+
+
+def check_folder(given: config_flags.Given) -> None:
+    """Refuses a --workdir in the folder of --from, where an update would write."""
+    run, workdir = given.get('from_run'), given.values.get('workdir')
+    if run and workdir and Path(workdir).resolve().is_relative_to(Path(run).resolve()):
+        raise UserError(
+            f'--workdir={workdir} is in the run of --from, which stays as it is; choose another'
+        )
+
+
+def last_stage(run: str) -> str:
+    """The last stage that a run has trained, 'pretrain' or 'finetune'.
+
+    Raises:
+      UserError: when the folder is not that of a trained run.
+    """
+    folder = Path(run)
+    for stage in ('finetune', 'pretrain'):
+        if any((folder / 'checkpoints').glob(f'{stage}/[0-9]*')):
+            return stage
+    if not folder.is_dir():
+        raise UserError(f'--from={run}: there is no such folder; give the folder of a trained run')
+    seeds = run_dir.seed_folders(folder)
+    if seeds:
+        raise UserError(
+            f'--from={run} holds runs of several seeds; update one of them, such as {seeds[0]}'
+        )
+    if not (folder / 'flags.cfg').is_file():
+        raise UserError(f'--from={run} is no run; give the folder that a run was trained in')
+    raise UserError(f'--from={run} holds no trained model; train it first')
