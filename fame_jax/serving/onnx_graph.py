@@ -636,6 +636,9 @@ def _is_constant(equation: Any, inputs: Sequence[Value]) -> bool:
     is_source = equation.primitive.name in ('iota', 'empty')
     if not (inputs or is_source) or any(value.constant is None for value in inputs):
         return False
+    # A constant whose axes of size 1 stand for larger ones is not the whole array.
+    if any(value.shape != atom.aval.shape for value, atom in zip(inputs, equation.invars)):
+        return False
     if not all(isinstance(n, int) for shape in shapes for n in shape):
         return False
     largest = max([FOLDED_SIZE, *(math.prod(value.shape) for value in inputs)])
