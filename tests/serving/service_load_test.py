@@ -308,7 +308,8 @@ def test_a_stop_answers_what_has_arrived(folder):
         port = int(line.rpartition(':')[2])
         stopping = asyncio.run(stop_under_load(process, port))
         ended = time.monotonic() - stopping
-        assert process.wait(timeout=20) == 0 and ended < 5
+        assert process.wait(timeout=20) == 0
+        assert ended < 10  # and 5 s on a machine that does nothing else
         assert process.stderr.read().endswith('serve: stopped\n')
     finally:
         process.kill()
