@@ -56,7 +56,13 @@ def test_the_readings_of_toys_differ_in_what_the_paper_says():
 def test_requirements_are_those_of_the_package_and_its_tests():
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     extras = project['optional-dependencies']
-    wanted = {*project['dependencies'], *extras['dev'], *extras['text'], *extras['faiss']}
+    wanted = {
+        *project['dependencies'],
+        *extras['dev'],
+        *extras['text'],
+        *extras['faiss'],
+        *extras['serve'],
+    }
     lines = (ROOT / 'requirements.txt').read_text().splitlines()
     assert {line for line in lines if line and not line.startswith('#')} == wanted
     assert {*extras} == {'cuda', 'text', 'faiss', 'onnx', 'serve', 'dev'}
