@@ -1599,7 +1599,7 @@ MUTANTS = [
         'serving/service/command.py',
         'timeout_graceful_shutdown=STOP_ANSWERS',
         'timeout_graceful_shutdown=0',
-        'serving/service_load_test.py -k has_arrived',
+        'serving/service_load_test.py -k waits_for_answers',
     ),
     Mutant(
         'similar items include the item',
