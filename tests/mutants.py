@@ -1716,12 +1716,11 @@ MUTANTS = [
         'serving/service_test.py -k token',
     ),
     Mutant(
-        'connections are closed at once by a stop',
+        'a stop does not wait for answers',
         'serving/service/command.py',
-        'await asyncio.sleep(quiet_seconds)',
-        'await asyncio.sleep(0)',
-        'serving/service_load_test.py -k stop',
-        excuse='only requests that are on their way at that moment are lost, which is rare',
+        'timeout_graceful_shutdown=STOP_ANSWERS',
+        'timeout_graceful_shutdown=0',
+        'serving/service_load_test.py -k waits_for_answers',
     ),
     Mutant(
         'similar items include the item',

@@ -17,11 +17,12 @@ def request_of(recommender, history, k=5):
     )
 
 
-def make_waiting(recommender, batches, release):
+def make_waiting(recommender, batches, release, entered):
     """The recommender, which waits for `release` and notes the histories of each batch."""
     plain = recommender.recommend_each
 
     def recommend_each(requests):
+        entered.set()
         assert release.wait(20)
         batches.append([request.k for request in requests])
         return plain(requests)
@@ -39,8 +40,8 @@ def test_batches_are_as_large_as_pays_off():
 
 def test_two_versions_answer_their_own_requests():
     """A request that waits while the version changes is answered by the version it came under."""
-    batches, counted, release = [], [], threading.Event()
-    versions = [make_waiting(make_exact(seed), batches, release) for seed in range(2)]
+    batches, counted, release, entered = [], [], threading.Event(), threading.Event()
+    versions = [make_waiting(make_exact(seed), batches, release, entered) for seed in range(2)]
     batcher = Batcher(100, counted.append)
 
     async def ask():
@@ -61,16 +62,14 @@ def test_two_versions_answer_their_own_requests():
 
 
 def test_a_full_queue_refuses_and_a_large_request_alone_is_taken():
-    batches, release = [], threading.Event()
-    recommender = make_waiting(make_exact(), batches, release)
+    batches, release, entered = [], threading.Event(), threading.Event()
+    recommender = make_waiting(make_exact(), batches, release, entered)
     batcher = Batcher(10, lambda rows: None)
     request = request_of(recommender, ['i1'])
 
     async def ask():
         first = asyncio.create_task(batcher.answer(recommender, [request]))
-        while batcher.waiting or not batcher._thread.is_alive():
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.05)  # the first one is with the device
+        assert await asyncio.to_thread(entered.wait, 20)  # the first one is with the device
         large = asyncio.create_task(batcher.answer(recommender, [request] * 30))
         await asyncio.sleep(0)
         assert batcher.waiting == 30

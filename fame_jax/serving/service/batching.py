@@ -6,8 +6,8 @@ a batch; those of two versions of the model do not.
 """
 
 import asyncio
+import contextlib
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -151,10 +151,8 @@ class Batcher:
             else:  # the fault of one request is not the others'
                 outcomes = [_alone(recommender, histories) for _, histories in parts]
         loop = parts[0][0].future.get_loop()
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop was closed: no client is left
             loop.call_soon_threadsafe(self._deliver, parts, outcomes, len(together))
-        except RuntimeError:  # the loop was closed: no client is left
-            traceback.print_exc()
 
     def _deliver(
         self, parts: list[Part], outcomes: list[list[Recommendation] | Exception], rows: int
