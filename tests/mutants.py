@@ -1923,9 +1923,9 @@ MUTANTS = [
     ),
     Mutant(
         'fine-tuning at the rate of pre-training',
-        'stages/train.py',
-        "training.learning_rate if stage == 'pretrain' else training.finetune_learning_rate",
-        'training.learning_rate',
+        'config/training.py',
+        "self.learning_rate if stage == 'pretrain' else self.finetune_learning_rate",
+        'self.learning_rate',
         f'{FLAG} -k learning_rate',
     ),
     Mutant(

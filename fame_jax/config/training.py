@@ -100,6 +100,10 @@ class Training:
         """Raises UserError for a value out of range."""
         check_fields(self)
 
+    def rate(self, stage: str) -> float:
+        """The learning rate of a stage."""
+        return self.learning_rate if stage == 'pretrain' else self.finetune_learning_rate
+
     @property
     def has_schedule(self) -> bool:
         """Whether the learning rate of a stage changes from step to step."""

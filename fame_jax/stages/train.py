@@ -379,7 +379,7 @@ def numbers(context: RunContext, stage: str) -> dict[str, Any]:
       the model's options that are rates, weights or temperatures.
     """
     training, loss, module = context.config.training, context.config.loss, context.module(stage)
-    rate = training.learning_rate if stage == 'pretrain' else training.finetune_learning_rate
+    rate = training.rate(stage)
     found = {'rate': rate, 'weight_decay': training.weight_decay, 'ema': training.ema}
     found |= {'seen_weight': loss.seen_weight - 1, 'future_targets': loss.shares(stage)}
     found = {name: value for name, value in found.items() if value not in (0, (1.0,))}
@@ -429,7 +429,7 @@ def _make_optimizer(
     `numbers` take the place of the run's own, where there are some.
     """
     training, text = context.config.training, context.config.text
-    rate = training.learning_rate if stage == 'pretrain' else training.finetune_learning_rate
+    rate = training.rate(stage)
     trained_rows = {}
     if text.unseen_items == 'kept':
         seen_V = windows.items_in_windows(make_windows(context), context.data.num_items)
