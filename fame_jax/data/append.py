@@ -172,7 +172,7 @@ def append_log(
     if not len(new.users):
         raise UserError(f'{log.place}: min_rating={min_rating:g} leaves no action; append others')
     _refuse_other_items(data, log, new, run)
-    old_times = getattr(data, 'times', None)
+    old_times = data.times
     by_time = new.sorted(drop_duplicates=duplicates == 'drop')
     _refuse_repeats(data, log, by_time, run)
     if old_times is None:  # they are sorted by themselves, and follow the old ones
@@ -239,7 +239,7 @@ def append_log(
         item_facets=facets,
         user_facets=None,
         **more,
-        **({'time_split': None} if hasattr(data, 'time_split') else {}),
+        time_split=None,
     )
     appended = _split_again(data, appended).with_counts()
     appended = dataclasses.replace(appended, card=appended.card | describe_data(appended))
@@ -283,8 +283,7 @@ def _times_of(log: 'Log', rated: np.ndarray) -> np.ndarray | None:
     """The times in the unit of the data set's, where it keeps them."""
     if log.times is None:
         return None
-    clock = getattr(log, 'clock', None)
-    return (log.times if clock is None else clock.read(log.times))[rated]
+    return log.clock.read(log.times)[rated]
 
 
 def _number(known: Sequence[str], names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
@@ -316,10 +315,10 @@ def _join_spans(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
 
 def _split_again(old: Dataset, new: Dataset) -> Dataset:
     """The new data set with the setting of the old one's split by time, if it has one."""
-    split = getattr(old, 'time_split', None)
-    if split is None:
+    if old.time_split is None:
         return new
-    return new.split_by_time(at=split.card['at'], targets=split.card['targets'])
+    card = old.time_split.card
+    return new.split_by_time(at=card['at'], targets=card['targets'])
 
 
 def _refuse_again(data: Dataset, log: 'Log', actions_sha256: str, run: str) -> None:

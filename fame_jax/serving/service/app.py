@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import inspect
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable
@@ -131,15 +130,10 @@ class Service:
             item, k, by = bodies.read_similar(await self.read_body(request), self.limits)
             if not len(recommender.to_indices([item])[0]):
                 raise Refused(422, 'unknown_item', f'item: {item!r} is not in the catalogue')
-            options = {}
-            if by is not None:
-                if 'by' not in inspect.signature(recommender.similar_items).parameters:
-                    raise invalid('by', 'this version of fame_jax compares items in one way only')
-                options['by'] = by
 
             def find() -> Recommendation:
                 try:
-                    return recommender.similar_items(item, k, **options)
+                    return recommender.similar_items(item, k, by='all' if by is None else by)
                 except ValueError as error:  # of `by`: item and k were checked
                     raise invalid('by', str(error)) from error
 
