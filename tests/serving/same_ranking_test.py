@@ -103,7 +103,17 @@ def of_demo(run, histories):
     return lists
 
 
-WAYS = (one_by_one, of_export, of_file, of_onnx, of_faiss, of_demo)
+def of_service(run, histories):
+    pytest.importorskip('starlette')
+    pytest.importorskip('uvicorn')
+    from service_fixtures import serving
+
+    with serving(run / 'export') as served:
+        answers = [served.post('/recommend', {'history': h, 'k': K}) for h in histories]
+    return [answer['recommendations'][0]['items'] for answer in answers]
+
+
+WAYS = (one_by_one, of_export, of_file, of_onnx, of_faiss, of_demo, of_service)
 
 
 @pytest.mark.parametrize('way', WAYS, ids=lambda way: way.__name__)
