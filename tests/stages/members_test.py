@@ -170,8 +170,14 @@ def test_the_results_are_those_of_the_seeds(tmp_path, capsys):
     assert f'{np.mean(differences):+.4f}'.replace('0.', '.', 1) in line
 
 
-def test_a_member_that_ends_early_changes_no_more(tmp_path):
-    """Seeds end at epochs of their own, as they do alone."""
+def test_a_member_that_ends_early_changes_no_more(tmp_path, monkeypatch):
+    """Seeds end at epochs of their own, as they do alone; the program is compiled once."""
+    traced, run_block = [], Program._run_block
+
+    def count(program, *arguments):
+        traced.append(program)
+        return run_block(program, *arguments)
+
     more = [
         '--model=sasrec',
         '--num_blocks=1',
@@ -179,7 +185,10 @@ def test_a_member_that_ends_early_changes_no_more(tmp_path):
         '--patience=2',
         '--learning_rate=0.03',
     ]
-    assert run(tmp_path / 'many', *more, seeds_of(), '--members=vmap') == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Program, '_run_block', count)
+        assert run(tmp_path / 'many', *more, seeds_of(), '--members=vmap') == 0
+    assert len(traced) == 1
     ends = []
     for seed in SEEDS:
         assert run(tmp_path / f'{seed}', *more, f'--seed={seed}', '--stages=prepare,pretrain') == 0
