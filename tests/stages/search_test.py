@@ -8,6 +8,8 @@ import pytest
 from fame_jax import run_dir
 from fame_jax.config import flags
 from fame_jax.main import main
+from fame_jax.stages import search as stages_search
+from fame_jax.stages.context import RunContext
 from fame_jax.stages.search import Choice, parse_space
 
 pytest.importorskip('optuna')
@@ -36,10 +38,10 @@ def best_validation(folder):
 
 def test_the_best_trial_by_validation_is_a_flag_file(tmp_path, capsys):
     """A later call with more trials trains the new ones alone; the flag file repeats the best."""
-    assert search(tmp_path, SPACE, '--seeds=0,3') == 0
+    assert search(tmp_path, SPACE, '--seeds=0,3', trials=2) == 0
     out = capsys.readouterr().out
     record = run_dir.read_json(tmp_path / 's' / 'sweep.json')
-    assert sorted(s['name'] for s in record['settings']) == ['trial_0', 'trial_1', 'trial_2']
+    assert sorted(s['name'] for s in record['settings']) == ['trial_0', 'trial_1']
     for setting in record['settings']:
         folders = [tmp_path / 's' / setting['name'] / f'seed_{seed}' for seed in (0, 3)]
         assert setting['validation'] == [best_validation(folder) for folder in folders]
@@ -54,11 +56,11 @@ def test_the_best_trial_by_validation_is_a_flag_file(tmp_path, capsys):
         assert f'--{name}={value}' in out
 
     logs = {p: p.read_text() for p in (tmp_path / 's').glob('*/*/metrics.jsonl')}
-    assert len(logs) == 6
-    assert search(tmp_path, SPACE, '--seeds=0,3', trials=4) == 0
+    assert len(logs) == 4
+    assert search(tmp_path, SPACE, '--seeds=0,3', trials=3) == 0
     assert all(path.read_text() == log for path, log in logs.items())
     record = run_dir.read_json(tmp_path / 's' / 'sweep.json')
-    assert len(record['settings']) == 4
+    assert len(record['settings']) == 3
 
     again = [f'--flagfile={tmp_path / "s" / "best.cfg"}', f'--workdir={tmp_path / "again"}']
     assert main([*again, '--seed=3', '--progress=none', '--stages=prepare,pretrain']) == 0
@@ -66,27 +68,30 @@ def test_the_best_trial_by_validation_is_a_flag_file(tmp_path, capsys):
     assert best_validation(tmp_path / 'again') == best_validation(best)
 
 
-def test_trials_that_lag_behind_end_early(tmp_path):
-    """After the first trials, rates of nearly 0 are below the median at the first rung."""
-    space = 'learning_rate 1e-2|1e-7\n'
-    more = (
-        '--pretrain_epochs=27',
-        '--patience=27',
-        '--together=6',
-        '--synthetic=users=60,items=30',
+def test_trials_that_lag_behind_end_early(tmp_path, monkeypatch):
+    """Training is replaced: the first four trials have a validation of .5, later ones .1."""
+    until = []
+    monkeypatch.setattr(stages_search, 'run_stages', lambda *given: until.append(given[5:]))
+    monkeypatch.setattr(RunContext, 'is_finished', lambda *_: until[-1] == (None,))
+    monkeypatch.setattr(stages_search, 'epochs_of', lambda _: 1)
+    monkeypatch.setattr(
+        stages_search,
+        'validation_of',
+        lambda context: 0.5 if int(context.folder.name.removeprefix('trial_')) < 4 else 0.1,
     )
-    assert search(tmp_path, space, *more, trials=8) == 0
+    more = ('--pretrain_epochs=27', '--together=4')
+    assert search(tmp_path, 'dropout .1..0.5\n', *more, trials=6) == 0
     record = run_dir.read_json(tmp_path / 's' / 'sweep.json')
-    early = [s for s in record['settings'] if s['ended_early']]
-    assert early and {s['flags']['learning_rate'] for s in early} == {'1e-7'}
-    assert {s['epochs'][0] for s in early} <= {1, 3}
-    assert record['settings'][0]['flags']['learning_rate'] == '1e-2'
+    early = sorted(s['name'] for s in record['settings'] if s['ended_early'])
+    assert early == ['trial_4', 'trial_5']
+    of_four = [epochs for epochs in (1, 3, 9, None) for _ in range(4)]
+    assert [epochs for epochs, *_ in filter(None, until)] == [*of_four, 1, 1]
 
 
 def test_a_setting_that_no_run_can_have_is_passed_over(tmp_path, capsys):
     """Three heads do not divide a width of 8."""
     more = ('--progress=lines',)
-    assert search(tmp_path, 'num_heads 2|3\n', *more, trials=5) == 0
+    assert search(tmp_path, 'num_heads 2|3\n', *more, trials=3) == 0
     err = capsys.readouterr().err
     assert 'cannot be trained: ' in err and 'num_heads=3' in err
     record = run_dir.read_json(tmp_path / 's' / 'sweep.json')
