@@ -9,16 +9,16 @@ run: $(VENV)/installed
 	$(RUN) -m fame_jax.main --flagfile=experiments/quickstart.cfg
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The long tests too; those on real data where FAME_JAX_DATA, or a folder next to the clone, has it.
 test-all: export FAME_JAX_DATA ?= $(abspath $(firstword $(wildcard ../*/data)))
 test-all: $(VENV)/installed
-	$(RUN) -m pytest -n 2 --dist loadfile -m 'not fuzz' --durations=25
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not fuzz' --durations=25
 
 # Thousands of random inputs for readers, runs and serving, new ones each time.
 fuzz: $(VENV)/installed
-	$(RUN) -m pytest -n 2 --dist loadfile -m fuzz --hypothesis-profile=default
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m fuzz --hypothesis-profile=default
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

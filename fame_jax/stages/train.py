@@ -411,7 +411,7 @@ def step_of_numbers(context: RunContext, stage: str) -> Callable[..., tuple[Stat
         of_model = functools.partial(module.clone(**numbers['model']).objective, loss=loss)
         objective = _with_text_path(context, of_model, constants)
         optimizer = _make_optimizer(context, stage, module, 1, numbers)
-        return take_step(objective, optimizer, state, batch, key)
+        return take_step(objective, state, batch, key, optimizer=optimizer)
 
     arrays = {'loss': _loss_options(context, stage), 'constants': context.text_path}
     return jax.tree_util.Partial(step, **arrays)

@@ -7,6 +7,7 @@ state, sums = program(state, batches, key)
 """
 
 import concurrent.futures
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -58,20 +59,17 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> 
       The step. Its `sums` hold 'loss' and 'weight', the two sums, and the metrics.
     """
 
-    def step(
-        objective: Partial, state: State, batch: Batch, key: Array
-    ) -> tuple[State, dict[str, Array]]:
-        return take_step(objective, optimizer, state, batch, key)
-
+    step = functools.partial(take_step, optimizer=optimizer)
     return Partial(jax.jit(step, donate_argnums=1), _as_partial(objective))
 
 
 def take_step(
     objective: Objective,
-    optimizer: optax.GradientTransformation,
     state: State,
     batch: Batch,
     key: Array,
+    *,
+    optimizer: optax.GradientTransformation,
 ) -> tuple[State, dict[str, Array]]:
     """One step, not jitted; arguments and results as in `make_step`."""
     step_key = jax.random.fold_in(key, state.step)

@@ -122,7 +122,7 @@ def test_explain_is_that_of_the_recommender(server, recommender):
 
 def test_similar_items_by_all_and_by_each_head(server, recommender):
     for query, item, k in (('item=a', 'a', 20), ('item=g7&limit=3', 'g7', 3)):
-        answer = send_json(server, f'/similar?{query}')
+        answer = send_json(server, f'/similar_items?{query}')
         title = recommender.titles[IDS.index(item)]
         assert answer['item'] == {'item': item, 'title': title}
         assert [one['by'] for one in answer['lists']] == ['all', 'head 1', 'head 2']
@@ -134,17 +134,17 @@ def test_similar_items_by_all_and_by_each_head(server, recommender):
             ]
     without_heads, *_ = make_recommender(item_ids=['', '7', '8'], count_V=[0, 2, 1], id_type='int')
     with serving(without_heads) as other:
-        (alone,) = send_json(other, '/similar?item=7')['lists']
+        (alone,) = send_json(other, '/similar_items?item=7')['lists']
         assert (alone['by'], [entry['item'] for entry in alone['items']]) == ('all', ['8'])
 
 
 REFUSED = {
-    404: ['GET /../server.py', 'GET /%2e%2e/', 'POST /card2', 'GET /similar?item=zzz'],
-    405: ['POST /', 'GET /explain', 'POST /similar'],
+    404: ['GET /../server.py', 'GET /%2e%2e/', 'POST /card2', 'GET /similar_items?item=zzz'],
+    405: ['POST /', 'GET /explain', 'POST /similar_items'],
     501: ['PUT /card'],
     400: [
         'GET /items?limit=0',
-        'GET /similar?item=a&limit=101',
+        'GET /similar_items?item=a&limit=101',
         'GET /items?limit=%C2%B2',
         'GET /items?' + 'q=a&' * 11,
     ],

@@ -374,6 +374,11 @@ def test_the_page_and_its_routes(tmp_path):
         assert "script-src 'sha256-" in headers['Content-Security-Policy']
         _, _, items = server.send('/items?q=title%2060')
         assert items['items'] == [{'item': 'i60', 'title': 'title 60', 'count': 60}]
+        _, _, similar = server.send('/similar_items?item=i7&limit=3')
+        assert similar['item']['item'] == 'i7'
+        expected = recommender.similar_items('i7', 3).items
+        assert [entry['item'] for entry in similar['lists'][0]['items']] == expected
+        assert server.send('/similar_items?item=zzz')[0] == 404
         assert server.send('/items?limit=0')[2]['error']['message'].startswith('limit')
         assert server.send('/card')[2]['num_items'] == 60
         answer = server.post('/explain', {'items': ['i1', 'i2'], 'k': 3})

@@ -97,8 +97,6 @@ def seeds_of(numbers=SEEDS):
         ['--model=gru4rec'],
         pytest.param(['--model=bert4rec'], marks=pytest.mark.slow),
         pytest.param(['--model=cl4srec'], marks=pytest.mark.slow),
-        pytest.param(['--model=iclrec'], marks=pytest.mark.slow),
-        pytest.param(['--model=hstu'], marks=pytest.mark.slow),
     ],
     ids=lambda model: model[0].removeprefix('--model='),
 )
@@ -226,7 +224,7 @@ def test_seeds_that_do_not_fit_train_in_groups(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(members, 'count_members', lambda context, stage, number: 2)
         assert run(tmp_path / 'many', *more, seeds_of()) == 0
-    assert 'pretrain: 2 seeds in one program' in capsys.readouterr().err
+    assert 'pretrain: 2 runs in one program' in capsys.readouterr().err
     assert len(run_dir.seed_folders(tmp_path / 'many')) == 3
     assert run(tmp_path / 'pair', *more, seeds_of(SEEDS[:2])) == 0
     for seed in SEEDS[:2]:

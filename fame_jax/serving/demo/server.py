@@ -3,7 +3,7 @@
     fame_jax_demo --export=FOLDER [--port=8000] [--host=127.0.0.1]
 
 (or python -m fame_jax.serving.demo.server). The server answers five routes: GET / (the page),
-GET /items?q=WORDS&limit=20, GET /similar?item=ID&limit=10, GET /card, and POST /explain with
+GET /items?q=WORDS&limit=20, GET /similar_items?item=ID&limit=10, GET /card, and POST /explain with
 {"items": [ids], "k": 10, "filter_seen": true}. After its start it reads no file.
 
 There is no password. The server therefore listens to this machine alone by default, and refuses
@@ -37,7 +37,7 @@ MAX_BODY = 64 * 1024
 MAX_HISTORY = 1000
 MAX_LIST = 100
 
-ROUTES = {'/': 'GET', '/items': 'GET', '/similar': 'GET', '/card': 'GET', '/explain': 'POST'}
+ROUTES = {'/': 'GET', '/items': 'GET', '/similar_items': 'GET', '/card': 'GET', '/explain': 'POST'}
 HEADERS = {
     'Cache-Control': 'no-store',
     'Cross-Origin-Resource-Policy': 'same-origin',
@@ -200,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
             return 'text/html', demo.page
         if path == '/items':
             value = demo.search.find(*parse_query(query, 'q'))
-        elif path == '/similar':
+        elif path == '/similar_items':
             value = demo.similar(*parse_query(query, 'item'))
         elif path == '/card':
             value = demo.card()

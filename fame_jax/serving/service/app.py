@@ -69,6 +69,7 @@ class Service:
             routes |= {
                 '/': ('GET', self.page),
                 '/items': ('GET', self.items),
+                '/similar_items': ('GET', self.similar_items),
                 '/card': ('GET', self.card),
                 '/explain': ('POST', self.explain),
             }
@@ -189,8 +190,14 @@ class Service:
 
     async def items(self, request: Request) -> Response:
         """GET /items, of the page."""
-        arguments = demo.parse_search(request.scope['query_string'].decode('latin-1'))
+        arguments = demo.parse_query(request.scope['query_string'].decode('latin-1'), 'q')
         found = self._aside(lambda: self._demo().search.find(*arguments))
+        return to_json(await self._in_time(request, found))
+
+    async def similar_items(self, request: Request) -> Response:
+        """GET /similar_items, of the page."""
+        arguments = demo.parse_query(request.scope['query_string'].decode('latin-1'), 'item')
+        found = self._aside(lambda: self._demo().similar(*arguments))
         return to_json(await self._in_time(request, found))
 
     async def card(self, _: Request) -> Response:

@@ -99,13 +99,14 @@ def document(limits: Limits, has_token: bool, has_page: bool) -> Json:
         paths |= {
             '/': _get('The page: build a history, see its list.', None, 'text/html'),
             '/items': _get('Finds items by words of titles and ids.', {'items': items}),
+            '/similar_items': _get('Items similar to one, by each head.', {'lists': items}),
             '/card': _get('The export, for the page.', {}),
             '/explain': _post('Recommends items and says why.', shown, ['items'], {}),
         }
-        paths['/items']['get']['parameters'] = [
-            {'name': 'q', 'in': 'query', 'schema': TEXT},
-            {'name': 'limit', 'in': 'query', 'schema': {**WHOLE, 'minimum': 1, 'maximum': 100}},
-        ]
+        limit = {'name': 'limit', 'in': 'query', 'schema': {**WHOLE, 'minimum': 1, 'maximum': 100}}
+        for path, name in (('/items', 'q'), ('/similar_items', 'item')):
+            text = {'name': name, 'in': 'query', 'schema': TEXT}
+            paths[path]['get']['parameters'] = [text, limit]
     for path, methods in paths.items():
         for operation in methods.values():
             if path in EXAMPLES:
