@@ -46,6 +46,11 @@ def _append(context: RunContext, source: Any) -> None:
     began, screen, config = time.monotonic(), context.screen, context.config
     run, options = config.update.from_run, config.data
     with update_start.open_run_before(context) as before:
+        if before.config.text.text_path:
+            raise UserError(
+                f'--from={run}: a run with --text_path cannot be updated, since new items have no '
+                'text vector in it; train a new run'
+            )
         data, stage = before.data, updated_run.last_stage(run)
         if not before.is_finished(stage):
             screen.say(f'update: {stage} of {run} is not finished; its best epoch is used')

@@ -466,3 +466,16 @@ def test_several_seeds_are_updated_one_by_one(tmp_path, monkeypatch):
     assert calls == [(tmp_path / f'seed_{n}', path) for n, path in zip((1, 3), folders)]
     assert after.metrics['test']['masked']['ndcg@20'] == 2 and after.recommender == 'of seed_3'
     assert [run.workdir for run in after.runs] == folders
+
+
+def test_a_run_with_a_text_path_is_refused(logs, old, tmp_path, capsys):
+    """Its map would need the text vectors of new items, which such a run does not have."""
+    run = tmp_path / 'run'
+    shutil.copytree(old, run)
+    lines = (run / 'flags.cfg').read_text().splitlines()
+    lines = [line for line in lines if not line.startswith('--text_path')]
+    (run / 'flags.cfg').write_text('\n'.join([*lines, '--text_path=0.5', '']))
+    assert update(logs, run, 'new', tmp_path / 'updated') == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error')]
+    assert '--text_path cannot be updated' in line
+    assert not (tmp_path / 'updated' / 'dataset').exists()
