@@ -45,9 +45,10 @@ def test_given_queries_find_the_items_of_an_explicit_product(small):
 
 
 def test_model_onnx_finds_the_items_of_the_recommender(small):
+    pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
     catalogue = serving.Catalogue(60, 3)
-    if not catalogue.session:
-        pytest.skip('onnx or onnxruntime is not installed')
+    assert catalogue.session
     found = np.concatenate(catalogue.score_by_onnx(catalogue.histories))
     for history, item_K in zip(catalogue.histories, found, strict=True):
         fame = catalogue.recommenders['FAME']
