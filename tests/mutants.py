@@ -804,8 +804,8 @@ MUTANTS = [
     Mutant(
         'the worst setting is the best',
         'stages/sweep.py',
-        '(name not in kept, -statistics.fmean(found[name]))',
-        '(name not in kept, statistics.fmean(found[name]))',
+        '(early[name], -statistics.fmean(found[name]))',
+        '(early[name], statistics.fmean(found[name]))',
         'stages/sweep_test.py -k best_setting',
     ),
     Mutant(
@@ -1167,7 +1167,7 @@ MUTANTS = [
         'stages/text_runs_test.py -k text_path',
     ),
     Mutant(
-        'actions of the text path count those held out',
+        'actions of the text path count the targets of validation and test',
         'stages/context.py',
         'actions_V = np.bincount(trained, minlength=data.num_items + 1)',
         'actions_V = np.bincount(data.items, minlength=data.num_items + 1)',
@@ -2133,7 +2133,7 @@ MUTANTS = [
         'stages/update_test.py -k update_of_an_update',
     ),
     Mutant(
-        'the row of a new item knows of a held-out item',
+        'the row of a new item is made from a held-out item',
         'stages/update_start.py',
         'trained[:-1] & trained[1:]',
         'trained[:-1] | trained[1:]',

@@ -19,14 +19,21 @@ class Range(NamedTuple):
     high: float
 
 
+class Traced(NamedTuple):
+    """Marks a number that may be an argument of a program, which runs with other values then share.
+
+    A value that switches a term off may not; see `objective.is_equal`.
+    """
+
+
 Width = Annotated[int, Range(1, 65_536)]
 Count = Annotated[int, Range(1, 1_000_000)]
 Heads = Annotated[int, Range(1, 1024)]
 Length = Annotated[int, Range(1, 100_000)]
-Rate = Annotated[float, Range(0, 0.99)]  # of dropout
+Rate = Annotated[float, Range(0, 0.99), Traced()]  # of dropout
 Share = Annotated[float, Range(0, 1)]
-Weight = Annotated[float, Range(0, 1000)]  # of a term of the loss
-Temperature = Annotated[float, Range(1e-4, 1000)]
+Weight = Annotated[float, Range(0, 1000), Traced()]  # of a term of the loss; 0 switches it off
+Temperature = Annotated[float, Range(1e-4, 1000), Traced()]
 
 # Fields that are no options: the data, the numeric type and the devices decide them.
 NOT_OPTIONS = ('num_items', 'dtype', 'mesh', 'text_width', 'parent', 'name')
@@ -39,6 +46,7 @@ class Option(NamedTuple):
     kind: type  # int, float, bool or str
     choices: tuple[Any, ...]  # empty: any value of the kind
     range: Range | None
+    is_traced: bool = False  # whether it is marked `Traced`
 
 
 @functools.cache
@@ -53,7 +61,7 @@ def of(cls: type) -> Mapping[str, Option]:
 
 
 def _option(cls: type, name: str, hint: Any, default: Any) -> Option:
-    bounds = None
+    bounds, extras = None, []
     if typing.get_origin(hint) is Annotated:
         hint, *extras = typing.get_args(hint)
         bounds = next((extra for extra in extras if isinstance(extra, Range)), None)
@@ -63,7 +71,7 @@ def _option(cls: type, name: str, hint: Any, default: Any) -> Option:
         raise TypeError(f'{cls.__name__}.{name} is annotated {hint}; use int, float, bool, Literal')
     if default is dataclasses.MISSING:
         raise TypeError(f'{cls.__name__}.{name} has no default; every option of a model needs one')
-    return Option(default, kind, choices, bounds)
+    return Option(default, kind, choices, bounds, Traced() in extras)
 
 
 def parse(cls: type, name: str, value: Any) -> Any:

@@ -36,7 +36,7 @@ from fame_jax.batch import Batch
 from fame_jax.losses import LossOptions
 from fame_jax.models import layers
 from fame_jax.models.item_model import ItemModel, unit
-from fame_jax.models.objective import add_term
+from fame_jax.models.objective import add_term, is_equal
 from fame_jax.models.options import Count, Length, Rate, Weight
 from fame_jax.models.prefix_rows import last_item_loss
 
@@ -135,7 +135,7 @@ class CausalTVRec(ItemModel):
         Arguments and results are those of `ItemModel.objective`; the metric is 'orthogonality'.
         """
         total, weight, metrics = super().objective(params, batch, key, loss)
-        if not self.orthogonality_weight:
+        if is_equal(self.orthogonality_weight, 0):
             return total, weight, metrics
         bases = [params[f'block_{i}']['basis'] for i in range(self.num_blocks)]
         term = sum(map(orthogonality, bases)), jnp.ones(())

@@ -304,27 +304,30 @@ class Group:
 
     def __init__(self, contexts: Sequence[RunContext], stage: str):
         """Compiles nothing yet."""
-        self.contexts, self.stage, first = contexts, stage, contexts[0]
+        first, self._stage = contexts[0], stage
         self.mesh = mesh_lib.make_member_mesh(len(contexts))
         devices = self.mesh.size if self.mesh else 1
         self.places = -(-len(contexts) // devices) * devices
-        numbers = [jax.tree.map(jnp.float32, numbers_of(c, stage)) for c in contexts]
-        rows = [np.asarray(ravel_pytree(of_one)[0]) for of_one in numbers]
-        self._differ = any(row.tolist() != rows[0].tolist() for row in rows)
-        self._rows = dict(zip(map(id, contexts), rows))
-        name = f'{stage} of {self.places} members, differing {self._differ}'
+        each = [numbers_of(context, stage) for context in contexts]
+        # The others stay constants of the program, with the bits that they have in a single run.
+        self._names = [name for name in each[0] if any(o[name] != each[0][name] for o in each)]
+        name = f'{stage} of {self.places} members, who differ in {", ".join(self._names)}'
         if name not in first.programs:
-            setup, step, unravel = make_setup(first, stage), None, None
-            step = setup.step
-            if self._differ:
-                step, unravel = step_of_numbers(first, stage), ravel_pytree(numbers[0])[1]
+            setup = make_setup(first, stage)
+            step, unravel = setup.step, None
+            if self._names:
+                step, unravel = step_of_numbers(first, stage), self._ravel(first)[1]
             member_step = make_member_step(step, unravel, self.mesh)
             first.programs[name] = Program(member_step, setup.program.size)
         self.program = first.programs[name]
 
     def numbers_of(self, context: RunContext) -> np.ndarray:
-        """The settings of a run, in the order of the program; none where the runs have the same."""
-        return self._rows[id(context)] if self._differ else np.zeros(0, np.float32)
+        """The settings of a run in which the runs differ, float32 [N]."""
+        return np.asarray(self._ravel(context)[0], np.float32)
+
+    def _ravel(self, context: RunContext) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+        found = numbers_of(context, self._stage)
+        return ravel_pytree({name: jax.tree.map(jnp.float32, found[name]) for name in self._names})
 
     def describe_devices(self) -> str:
         """The devices in words; '' for one."""

@@ -25,11 +25,10 @@ from typing import Any
 import jax
 
 from fame_jax import run_dir
-from fame_jax.config import FLAGS, binds
+from fame_jax.config import FLAGS, SECTIONS, binds
 from fame_jax.config import flags as config_flags
 from fame_jax.config.fields import show, suggest
 from fame_jax.errors import UserError, explain_os_errors
-from fame_jax.models import options as model_options
 from fame_jax.models import registry
 from fame_jax.report import figures_of_runs
 from fame_jax.screen import Screen, grid, short
@@ -53,20 +52,12 @@ COMPARES = ('select_on', 'validation_users')
 MOST = 1000  # settings
 # Flags of the command that the runs of a setting do not have.
 OF_ALL = ('sweep', 'sweep_halving', 'seeds', 'members')
-# Flags that the runs of a program may differ in: seeds, folders and `train.numbers`. The options of
-# a model are compared by themselves.
-NUMBERS = (
-    *(
-        'seed',
-        'workdir',
-        'backbone',
-        'learning_rate',
-        'finetune_learning_rate',
-        'weight_decay',
-        'ema',
-    ),
-    *('future_targets', 'finetune_future_targets', 'seen_weight', 'finetune_dropout'),
-    *('width', 'num_heads', 'num_blocks', 'dropout', 'temperature', 'model_options'),
+# Flags in which the runs of one program may differ: seeds, folders, and those of `train.numbers`.
+# The model's options are compared by themselves.
+FREE = (
+    *('seed', 'workdir', 'backbone', 'learning_rate', 'finetune_learning_rate', 'weight_decay'),
+    *('ema', 'future_targets', 'finetune_future_targets', 'seen_weight', 'finetune_dropout'),
+    *(item.name for item in dataclasses.fields(SECTIONS['model'])),
 )
 HALVING = 'halving.json'  # in WORKDIR: which settings went on
 
@@ -109,15 +100,15 @@ def run_sweep(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
             runs[name] = [open_run(of_run, screen=screen) for of_run in flags]
             for context in runs[name]:
                 stack.enter_context(contextlib.closing(context))
-        kept = _train(runs, stages, given, folder) if runs else ()
+        if not runs:
+            return
+        _train(runs, stages, given, folder)
         found = {name: [validation_of(context) for context in runs[name]] for name in runs}
-        metric = describe_metric(next(iter(runs.values()))[0]) if runs else ''
         epochs = {name: [epochs_of(context) for context in runs[name]] for name in runs}
-    if not found:
-        return
+        early = {name: any(map(ends_early, contexts)) for name, contexts in runs.items()}
+        metric = describe_metric(next(iter(runs.values()))[0])
     # A setting that was ended early is below all that went on.
-    key = lambda name: (name not in kept, -statistics.fmean(found[name]))  # noqa: E731
-    ordered = sorted(found, key=key)
+    ordered = sorted(found, key=lambda name: (early[name], -statistics.fmean(found[name])))
     best = ordered[0]
     record = {
         'selected_by': f'validation {metric} of the best epoch of the last stage, mean over seeds',
@@ -128,7 +119,7 @@ def run_sweep(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
                 'flags': {flag: show(value) for flag, value in chosen[name].items()},
                 'validation': found[name],
                 'epochs': epochs[name],
-                'ended_early': name not in kept,
+                'ended_early': early[name],
             }
             for name in ordered
         ],
@@ -147,8 +138,8 @@ def _train(
     stages: Mapping[str, Run],
     given: config_flags.Given,
     folder: Path,
-) -> list[str]:
-    """Trains all settings, with --sweep_halving in rungs; those that were trained to the end.
+) -> None:
+    """Trains all settings; with --sweep_halving in rungs, after which the worse ones end.
 
     Args:
       runs: the runs of each setting, one a seed.
@@ -190,7 +181,6 @@ def _train(
                 f'rung {rung + 1}: {len(names)} of {len(runs)} settings go on: {", ".join(names)}'
             )
     run_all(names, is_last=True)
-    return names
 
 
 def rungs(settings: int, eta: int, epochs: int) -> list[int]:
@@ -237,14 +227,12 @@ def group_runs(runs: Mapping[str, Sequence[RunContext]], how: str) -> list[list[
 def _program_key(context: RunContext) -> str:
     """A text that is the same for runs that differ in their seeds and in `numbers` alone."""
     parts: list[Any] = [context.config.run.stages]
-    flat = {n: v for n, v in context.config.flat().items() if n not in NUMBERS}
-    parts += [{name: flat[name] for name in sorted(flat)}]
+    parts.append({name: value for name, value in context.config.flat().items() if name not in FREE})
     for stage in TRAINED:
-        module = context.module(stage)
-        floats = [n for n, option in model_options.of(type(module)).items() if option.kind is float]
+        module, found = context.module(stage), numbers(context, stage)
         values = registry.values(module)
-        parts += [type(module).__name__, {n: v for n, v in values.items() if n not in floats}]
-        parts += [jax.tree.structure(numbers(context, stage))]
+        parts += [type(module), {name: v for name, v in values.items() if name not in found}]
+        parts.append(jax.tree.structure(found))
     return repr(parts)
 
 
@@ -339,9 +327,17 @@ def epochs_of(context: RunContext) -> int:
     return _progress(context)['epoch']
 
 
+def ends_early(context: RunContext) -> bool:
+    """Whether a run's last stage ended before its limits."""
+    return not context.is_finished(_last(context))
+
+
+def _last(context: RunContext) -> str:
+    return next(stage for stage in reversed(TRAINED) if context.is_trained(stage))
+
+
 def _progress(context: RunContext) -> dict[str, Any]:
-    last = next(stage for stage in reversed(TRAINED) if context.is_trained(stage))
-    return context.progress(last)
+    return context.progress(_last(context))
 
 
 def describe_metric(context: RunContext) -> str:

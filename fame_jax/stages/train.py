@@ -45,9 +45,6 @@ from fame_jax.training.step import (
 Array = jax.Array
 Tree = Any
 
-# Options that a program has at 0 too; other numbers switch a term off there.
-SMALL = ('dropout', 'temperature')
-
 
 def pretrain(context: RunContext) -> None:
     """Trains the backbone, or a model that has none."""
@@ -371,30 +368,34 @@ def _loss_options(context: RunContext, stage: str) -> losses.LossOptions:
 def numbers(context: RunContext, stage: str) -> dict[str, Any]:
     """The settings of a stage that can be traced, so that runs with other ones share its program.
 
-    Settings that switch something off, such as a weight of 0, are left out, since the program
-    without it is another one. Runs whose numbers have the same names and lengths have one program.
+    A setting that switches a term off, such as a weight of 0, is left out, since the program
+    without that term is another one. Runs whose numbers have the same names, and the same number
+    of shares in their labels, can have one program.
 
     Returns:
-      Trees of floats: 'rate', 'weight_decay', 'ema', 'seen_weight', 'future_targets', and 'model',
-      the model's options that are rates, weights or temperatures.
+      Floats by name: 'rate', 'weight_decay', 'ema', 'seen_weight', and the options of the model
+      that are marked `options.Traced`; and a tuple of floats, 'future_targets'.
     """
     training, loss, module = context.config.training, context.config.loss, context.module(stage)
-    rate = training.rate(stage)
-    found = {'rate': rate, 'weight_decay': training.weight_decay, 'ema': training.ema}
-    found |= {'seen_weight': loss.seen_weight - 1, 'future_targets': loss.shares(stage)}
-    found = {name: value for name, value in found.items() if value not in (0, (1.0,))}
-    if 'seen_weight' in found:
-        found['seen_weight'] = loss.seen_weight
-    options = {
-        name: getattr(module, name)
-        for name, option in model_options.of(type(module)).items()
-        if option.kind is float and (name in SMALL or getattr(module, name))
+    off = {'seen_weight': 1, 'future_targets': (1.0,), 'dropout': None, 'temperature': None}
+    found = {
+        'rate': training.rate(stage),
+        'weight_decay': training.weight_decay,
+        'ema': training.ema,
+        'seen_weight': loss.seen_weight,
+        'future_targets': loss.shares(stage),
     }
-    return found | {'model': options}
+    for name, option in model_options.of(type(module)).items():
+        if option.is_traced:
+            found[name] = getattr(module, name)
+    return {name: value for name, value in found.items() if value != off.get(name, 0)}
 
 
 def step_of_numbers(context: RunContext, stage: str) -> Callable[..., tuple[State, dict]]:
-    """The step (numbers, state, batch, key) -> (state, sums), of which the numbers are traced."""
+    """The step (numbers, state, batch, key) -> (state, sums) of a stage.
+
+    `numbers`, some or all of those of `numbers`, are traced; the others are those of the run.
+    """
     module = context.trained_module(stage)
 
     def step(
@@ -406,9 +407,12 @@ def step_of_numbers(context: RunContext, stage: str) -> Callable[..., tuple[Stat
         loss: losses.LossOptions,
         constants: Any,
     ) -> tuple[State, dict[str, Array]]:
-        of_loss = {'seen_weight', 'future_targets'} & numbers.keys()
-        loss = dataclasses.replace(loss, **{name: numbers[name] for name in of_loss})
-        of_model = functools.partial(module.clone(**numbers['model']).objective, loss=loss)
+        of_loss = {
+            n: value for n, value in numbers.items() if n in ('seen_weight', 'future_targets')
+        }
+        options = {n: value for n, value in numbers.items() if n in model_options.of(type(module))}
+        loss = dataclasses.replace(loss, **of_loss)
+        of_model = functools.partial(module.clone(**options).objective, loss=loss)
         objective = _with_text_path(context, of_model, constants)
         optimizer = _make_optimizer(context, stage, module, 1, numbers)
         return take_step(objective, state, batch, key, optimizer=optimizer)

@@ -1,14 +1,24 @@
 """--sweep: settings are runs of their own, compared on validation; only the best is evaluated."""
 
+import contextlib
 import json
 import statistics
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from report_fixtures import svg_texts
 
-from fame_jax import run_dir
+from fame_jax import run_dir, stages
+from fame_jax.config import flags as config_flags
 from fame_jax.main import main
-from fame_jax.stages.sweep import rungs
+from fame_jax.models import options
+from fame_jax.models.registry import MODELS
+from fame_jax.stages import members, train
+from fame_jax.stages.context import abstract_params
+from fame_jax.stages.sweep import group_runs, rungs
+from fame_jax.training.step import abstract_state
 
 FLAGS = [
     *('--synthetic=users=120,items=40', '--model=sasrec', '--width=8', '--num_blocks=1'),
@@ -212,3 +222,82 @@ def test_a_halving_of_other_settings_is_refused(tmp_path, capsys):
     assert run(tmp_path, *flags, '--progress=none') == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert 'halving.json is of a sweep of other settings' in line
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+    """A folder of prepared data."""
+    folder = tmp_path_factory.mktemp('prepared')
+    assert main([FLAGS[0], f'--workdir={folder}', '--stages=prepare', '--progress=none']) == 0
+    return folder
+
+
+@contextlib.contextmanager
+def opened(prepared, *settings):
+    """The contexts of runs with these settings."""
+    with contextlib.ExitStack() as stack:
+        contexts = []
+        for number, setting in enumerate(settings):
+            argv = [*FLAGS[4:], f'--prepared={prepared}', f'--workdir={prepared / f"{number}"}']
+            context = stages.open_run(config_flags.parse([*argv, *setting.split()]))
+            contexts.append(stack.enter_context(contextlib.closing(context)))
+        yield contexts
+
+
+@pytest.mark.parametrize('name', [n for n, cls in MODELS.items() if cls.row_layout != 'prefixes'])
+def test_the_numbers_of_every_model_can_be_traced(prepared, name):
+    """Every option that is marked as traced, with a value that switches nothing off."""
+    marked = [n for n, option in options.of(MODELS[name]).items() if option.is_traced]
+    assert {'dropout', 'temperature'} <= set(marked)
+    given = f'--model={name} --width=8 --weight_decay=.1 --ema=.9'
+    own = [n for n in marked if n not in ('dropout', 'temperature')]
+    if name == 'fame_bert4rec':  # is trained on masks, not on the targets of heads
+        own.remove('head_loss')
+    if own:
+        given += ' --model_options=' + ','.join(f'{option}=.3' for option in own)
+    with opened(prepared, given) as (context,):
+        for stage in [s for s in context.config.run.stages if s in ('pretrain', 'finetune')]:
+            found = train.numbers(context, stage)
+            assert {'rate', 'weight_decay', 'ema', 'dropout', 'temperature'} <= set(found)
+            assert set(own) <= set(found) or stage == 'pretrain'
+            setup = train.make_setup(context, stage)
+            state = abstract_state(abstract_params(setup.module), setup.optimizer, None)
+            traced = jax.tree.map(jnp.float32, found)
+            step = train.step_of_numbers(context, stage)
+            new, sums = jax.eval_shape(step, traced, state, setup.batch, jax.random.key(0))
+            assert jax.tree.structure(new) == jax.tree.structure(state)
+            assert {'loss', 'weight'} <= set(sums)
+
+
+def test_only_numbers_that_differ_are_traced(prepared):
+    """The others are constants, with the bits that they have in a single run."""
+    settings = ('--model=sasrec --ema=.9 --dropout=.1', '--model=sasrec --ema=.9 --dropout=.3')
+    with opened(prepared, *settings, settings[0]) as (first, second, same):
+        group = members.Group([first, second], 'pretrain')
+        assert group.numbers_of(first).tolist() == [np.float32(0.1)]
+        assert group.numbers_of(second).tolist() == [np.float32(0.3)]
+        assert members.Group([first, same], 'pretrain').numbers_of(first).tolist() == []
+
+
+@pytest.mark.parametrize(
+    'first, second, together',
+    [
+        ('--learning_rate=1e-3', '--learning_rate=1e-2', True),
+        ('--dropout=0', '--dropout=.5', True),
+        ('--ema=.9', '--ema=.5', True),
+        ('--ema=.9', '--ema=0', False),
+        ('--seen_weight=3', '--seen_weight=1', False),
+        ('--future_targets=1,.3', '--future_targets=1,.1', True),
+        ('--future_targets=1,.3', '--future_targets=1,.3,.1', False),
+        ('--num_heads=1', '--num_heads=2', False),
+        ('--model=cl4srec', '--model=cl4srec --model_options=contrast_weight=.3', True),
+        ('--model=cl4srec', '--model=cl4srec --model_options=contrast_weight=0', False),
+        ('--model=cl4srec', '--model=cl4srec --model_options=crop_share=.5', False),
+        ('--pretrain_epochs=3', '--pretrain_epochs=2', False),
+        ('--model=msgifsr --dropout=.1', '--model=msgifsr --dropout=.3', False),
+    ],
+)
+def test_which_settings_share_a_program(prepared, first, second, together):
+    with opened(prepared, first, second) as (one, two):
+        groups = group_runs({'one': [one], 'two': [two]}, 'auto' if 'msgifsr' in first else 'vmap')
+    assert groups == ([['one', 'two']] if together else [['one'], ['two']])
