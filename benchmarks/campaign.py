@@ -34,12 +34,12 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from benchmarks import campaign_results
 from benchmarks.campaign_jobs import DATASETS, MODELS, Job, Record, list_jobs, order
 from fame_jax.config import flags as config_flags
-from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.errors import ArgumentParser, UserError, explain_os_errors
 from fame_jax.stages import members
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -217,18 +217,14 @@ def work() -> None:
             return
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; --help lists the arguments')
-
-
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line.
 
     Raises:
       UserError: for arguments that do not fit.
     """
-    parser = _Parser(
+    parser = ArgumentParser(
+        prog='python -m benchmarks.campaign',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

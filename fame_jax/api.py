@@ -20,7 +20,7 @@ from fame_jax.config import flags
 from fame_jax.data import append
 from fame_jax.data.dataset import Dataset
 from fame_jax.data.eval_batches import EvalBatches
-from fame_jax.errors import UserError
+from fame_jax.errors import Interrupted, UserError
 from fame_jax.evaluation import ranking
 from fame_jax.evaluation.ranking import Ranks
 from fame_jax.models import registry
@@ -33,7 +33,6 @@ from fame_jax.stages.context import EVAL_USERS
 from fame_jax.stages.model_source import read_source
 from fame_jax.stages.open_recommender import open_recommender
 from fame_jax.stages.prepare import save_data
-from fame_jax.training.signals import Interrupted
 
 Metrics = dict[str, dict[str, dict[str, float]]]
 

@@ -1,8 +1,11 @@
-"""UserError: a mistake that the user can correct, in contrast to a fault of the program."""
+"""Ends of a command that are no fault of the program: mistakes of the user, and signals."""
 
+import argparse
 import contextlib
 import errno
+import signal
 from collections.abc import Iterator
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -17,6 +20,26 @@ class UserError(Exception):
         if len(message) > 1000:
             message = f'{message[:600]} ... {message[-300:]}'
         super().__init__(message)
+
+
+class DivergedError(UserError):
+    """A loss or a score is not finite, so that these settings cannot be trained further."""
+
+
+class Interrupted(Exception):
+    """Training stopped because of a signal; its state is saved."""
+
+    def __init__(self, number: int, stage: str, step: int):
+        """Names the signal by its number, and the stage and step that are saved."""
+        super().__init__(f'{signal.Signals(number).name} in {stage}: saved at step {step}')
+        self.number = number
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, whose mistakes are UserErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{self.prog}: {message}; see {self.prog} --help')
 
 
 @contextlib.contextmanager

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import fame_jax
 from fame_jax.config import Devices, flags
-from fame_jax.errors import UserError
+from fame_jax.errors import Interrupted, UserError
 from fame_jax.screen import Screen
 
+STOPS = (UserError, KeyboardInterrupt, Interrupted)  # all else is a fault of the program
 # Commands with flags of their own, and the modules whose `main` they are.
 COMMANDS = {
     'compare': 'fame_jax.report.compare',
@@ -29,7 +30,10 @@ def main(argv: Sequence[str]) -> int:
       128 + n after signal n.
     """
     if argv and argv[0] in COMMANDS:
-        return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        try:
+            return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        except STOPS as error:
+            return _explain(error)
     if any(argument in ('-h', '--help', '--helpfull') for argument in argv):
         print(flags.help_text())
         return 0
@@ -43,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         given = flags.parse(argv)
         address, rank, number = Devices(distributed=given.get('distributed')).processes
     except UserError as error:
-        return _refuse(error)
+        return _explain(error)
     # Importing jax and the stages takes seconds, so that a wrong flag is reported before it.
     screen = Screen('none' if rank else given.get('progress'))
     if 'jax' not in sys.modules:
@@ -52,7 +56,6 @@ def main(argv: Sequence[str]) -> int:
     with screen.waiting('starting JAX'):
         from fame_jax import stages
         from fame_jax.parallel import processes
-        from fame_jax.training.signals import Interrupted
 
     try:
         if number > 1:
@@ -65,14 +68,8 @@ def main(argv: Sequence[str]) -> int:
             for stage in context.config.run.stages:
                 with screen.waiting(stage):
                     stages.STAGES[stage](context)
-    except UserError as error:
-        return _refuse(error)
-    except KeyboardInterrupt:
-        print('stopped; the same command resumes from what is saved', file=sys.stderr)
-        return 130
-    except Interrupted as interrupted:
-        print(f'stopped by {interrupted}; the same command resumes from there', file=sys.stderr)
-        return 128 + interrupted.number
+    except STOPS as error:
+        return _explain(error)
     return 0
 
 
@@ -81,10 +78,17 @@ def cli() -> None:
     sys.exit(main(sys.argv[1:]))
 
 
-def _refuse(error: UserError) -> int:
+def _explain(error: BaseException) -> int:
+    """Says in one line why the command ended; its exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        line, code = 'stopped; the same command resumes from what is saved', 130
+    elif isinstance(error, Interrupted):
+        line, code = f'stopped by {error}; the same command resumes from there', 128 + error.number
+    else:
+        line, code = f'error: {error}', 2
     # Half a character of an argument cannot be printed on every terminal.
-    print(f'error: {error}'.encode(errors='backslashreplace').decode(), file=sys.stderr)
-    return 2
+    print(line.encode(errors='backslashreplace').decode(), file=sys.stderr)
+    return code
 
 
 if __name__ == '__main__':

@@ -11,26 +11,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from fame_jax import run_dir
-from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.errors import ArgumentParser, UserError, explain_os_errors
 from fame_jax.report import comparison_page
 from fame_jax.report.comparison import compare
 
 NAME = 'compare.html'
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, as those of the other commands."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'compare: {message}; --help lists the arguments')
-
-
 def main(argv: Sequence[str]) -> int:
     """Prints the tables and writes the page; 2 for a mistake of the user."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog='fame_jax compare',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

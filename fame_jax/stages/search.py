@@ -24,10 +24,9 @@ import json
 import math
 import shlex
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -35,7 +34,7 @@ from fame_jax import run_dir
 from fame_jax.config import FLAGS, binds
 from fame_jax.config import flags as config_flags
 from fame_jax.config.fields import show, suggest
-from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.errors import ArgumentParser, DivergedError, UserError, explain_os_errors
 from fame_jax.report import figures_of_runs
 from fame_jax.screen import Screen, short
 from fame_jax.stages import STAGES
@@ -52,7 +51,6 @@ from fame_jax.stages.sweep import (
     rungs,
     validation_of,
 )
-from fame_jax.training.signals import Interrupted
 
 if TYPE_CHECKING:
     import optuna
@@ -61,11 +59,6 @@ RUNGS = 27, 3  # the epochs at which a trial can end early: 1/27, 1/9 and 1/3 of
 TOGETHER = 8  # trials that are proposed at a time where one program trains several
 STARTUP = 4  # trials of which none ends early
 STUDY = 'search'
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; see fame_jax search --help')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +208,10 @@ class Search:
         import optuna
 
         self._prepare()
+        with run_dir.lock(self.folder):
+            self._run(optuna, trials, together)
+
+    def _run(self, optuna: Any, trials: int, together: int) -> None:
         while True:
             # Those of an interrupted call come first.
             begun = [
@@ -309,30 +306,28 @@ class Search:
         number: int,
         trials: Mapping[str, 'optuna.Trial'],
     ) -> None:
-        """Trains runs up to a rung; where one fails, each by itself, so that the others go on."""
+        """Trains runs up to a rung, each by itself where one diverges, so that the others go on."""
 
-        def train(names: Sequence[str], how: str) -> None:
+        def train(names: Sequence[str]) -> None:
             first, own = runs[names[0]][0], last[names[0]]
             contexts = [context for name in names for context in runs[name]]
             until = rungs(*RUNGS, first.limits(own).epochs)
             before = tuple(s for s in first.config.run.stages if s != own)
+            about = STAGES, self.given.get('members'), name_of_setting
             if number == 0:
-                run_stages(contexts, before, STAGES, how, name_of_setting)
+                run_stages(contexts, before, *about)
             to = until[number] if number < len(until) else None
-            run_stages(contexts, (own,), STAGES, how, name_of_setting, to)
+            run_stages(contexts, (own,), *about, to)
 
-        names, how = list(runs), self.given.get('members')
+        names = list(runs)
         try:
-            train(names, how)
-        except UserError as error:
-            if len(names) == 1:
-                self._fail(names[0], trials[names[0]], error)
-                return
+            train(names)
+        except DivergedError:
             for name in names:
                 try:
-                    train([name], how)
-                except UserError as alone:
-                    self._fail(name, trials[name], alone)
+                    train([name])
+                except DivergedError as error:
+                    self._fail(name, trials[name], error)
 
     def _fail(self, name: str, trial: 'optuna.Trial', error: UserError) -> None:
         self.study.tell(trial, state=self._states.FAIL)
@@ -352,8 +347,10 @@ class Search:
         is_early = {t.number: t.state == self._states.PRUNED for t in done}
         done.sort(key=lambda t: (is_early[t.number], -mean[t.number]))
         best = done[0]
-        with contextlib.closing(self._open(names[best.number], best)[0]) as context:
-            metric = describe_metric(context)
+        opened = self._open(names[best.number], best)
+        metric = describe_metric(opened[0])
+        for context in opened:
+            context.close()
         record = {
             'selected_by': f'validation {metric} of the best epoch of the last stage, mean over '
             'seeds',
@@ -396,7 +393,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, config_fla
     Raises:
       UserError: for an unknown flag or an impossible value.
     """
-    parser = _Parser('fame_jax search', description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser('fame_jax search', description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = 'All other flags are those of a run; see fame_jax --help.'
     parser.add_argument('--space', required=True, help='file with a flag and its values on a line')
@@ -418,33 +415,27 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, config_fla
 
 
 def main(argv: Sequence[str]) -> int:
-    """Searches; 0, 2 after a user's mistake, and after a signal 128 and its number."""
-    try:
-        arguments, given = parse_arguments(argv)
-        space = parse_space(arguments.space)
-        screen = Screen(given.get('progress'))
-        search = Search(given, space, screen, arguments.search_seed)
-        how = given.get('members')
-        several = how == 'vmap' or (how == 'auto' and jax.default_backend() != 'cpu')
-        search.run(arguments.trials, arguments.together or (TOGETHER if several else 1))
-        record = search.write()
-        if record is None:
-            raise UserError('no setting of the space could be trained; see the lines above')
-        best = record['settings'][0]
-        flags = ' '.join(f'--{name}={shlex.quote(value)}' for name, value in best['flags'].items())
-        print(
-            f'\n{len(record["settings"])} settings; the best, {best["name"]}, has validation '
-            f'{short(statistics.fmean(best["validation"]))}:\n\n  {flags}\n\n'
-            f'{search.folder / "best.cfg"} has it with all other flags; sweep.json and sweep.svg '
-            'have all settings.'
-        )
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('stopped; the same command goes on', file=sys.stderr)
-        return 130
-    except Interrupted as interrupted:
-        print(f'stopped by {interrupted}; the same command goes on', file=sys.stderr)
-        return 128 + interrupted.number
+    """Searches, and prints the best setting.
+
+    Raises:
+      UserError: for a mistake of the user.
+      Interrupted: after a signal; the same command goes on.
+    """
+    arguments, given = parse_arguments(argv)
+    space = parse_space(arguments.space)
+    search = Search(given, space, Screen(given.get('progress')), arguments.search_seed)
+    how = given.get('members')
+    several = how == 'vmap' or (how == 'auto' and jax.default_backend() != 'cpu')
+    search.run(arguments.trials, arguments.together or (TOGETHER if several else 1))
+    record = search.write()
+    if record is None:
+        raise UserError('no setting of the space could be trained; see the lines above')
+    best = record['settings'][0]
+    flags = ' '.join(f'--{name}={shlex.quote(value)}' for name, value in best['flags'].items())
+    print(
+        f'\n{len(record["settings"])} settings; the best, {best["name"]}, has validation '
+        f'{short(statistics.fmean(best["validation"]))}:\n\n  {flags}\n\n'
+        f'{search.folder / "best.cfg"} has it with all other flags; sweep.json and sweep.svg '
+        'have all settings.'
+    )
     return 0

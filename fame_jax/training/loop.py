@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fame_jax.batch import Batch
-from fame_jax.errors import UserError
+from fame_jax.errors import DivergedError, Interrupted, UserError
 from fame_jax.parallel import processes
 from fame_jax.screen import duration
 from fame_jax.training.checkpoint import Checkpoints
 from fame_jax.training.log import Log, summarise
 from fame_jax.training.optimizer import averaged_params
 from fame_jax.training.profile import Profile
-from fame_jax.training.signals import Interrupted, catch_signals
+from fame_jax.training.signals import catch_signals
 from fame_jax.training.step import Program, State
 
 Array = jax.Array
@@ -382,8 +382,8 @@ class Loop:
     def _waiting(self, doing: str) -> contextlib.AbstractContextManager:
         return self.log.screen.waiting(f'{self.log.stage}: {doing}')
 
-    def _diverged(self, reason: str) -> UserError:
-        return UserError(
+    def _diverged(self, reason: str) -> DivergedError:
+        return DivergedError(
             f'{self.log.stage}: {reason}; lower the learning rate and use another --workdir'
         )
 

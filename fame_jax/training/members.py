@@ -26,10 +26,11 @@ from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
 from fame_jax.batch import Batch
+from fame_jax.errors import Interrupted
 from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.screen import Screen, duration
 from fame_jax.training.loop import SELECT_ON, Epoch, Loop
-from fame_jax.training.signals import Interrupted, catch_signals
+from fame_jax.training.signals import catch_signals
 from fame_jax.training.step import Program, State, Step
 
 Array = jax.Array
@@ -227,7 +228,7 @@ def _line(members: Sequence[Member], seconds: float) -> str:
     ranking = '' if progress.select_on == SELECT_ON else 'unmasked '
     spread = f'{statistics.fmean(values):.4f} ({min(values):.4f} to {max(values):.4f})'
     return (
-        f'{stage} {progress.epoch}/{loops[0].limits.epochs}: {len(loops)} seeds, validation '
+        f'{stage} {progress.epoch}/{loops[0].limits.epochs}: {len(loops)} runs, validation '
         f'{ranking}NDCG@20 {spread}, best so far in {best} of {len(loops)}, {duration(seconds)}'
         + (f', {ended} ended' if ended else '')
     )

@@ -11,15 +11,6 @@ import jax
 from fame_jax.parallel import processes
 
 
-class Interrupted(Exception):
-    """Training stopped because of a signal; its state is saved."""
-
-    def __init__(self, number: int, stage: str, step: int):
-        """Names the signal by its number, and the stage and step that are saved."""
-        super().__init__(f'{signal.Signals(number).name} in {stage}: saved at step {step}')
-        self.number = number
-
-
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Callable[[], int]]:
     """Catches SIGTERM and SIGINT inside the block; a second signal ends the process.

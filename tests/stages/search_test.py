@@ -7,6 +7,7 @@ import pytest
 
 from fame_jax import run_dir
 from fame_jax.config import flags
+from fame_jax.errors import DivergedError
 from fame_jax.main import main
 from fame_jax.stages import search as stages_search
 from fame_jax.stages.context import RunContext
@@ -149,3 +150,33 @@ def test_another_search_in_the_folder_is_refused(tmp_path, capsys):
     assert search(tmp_path, SPACE, trials=1) == 0
     assert search(tmp_path, 'dropout .1..0.5\n', trials=1) == 2
     assert 'has a search of other flags, values or seeds' in capsys.readouterr().err
+
+
+def test_two_searches_at_once_are_refused(tmp_path, capsys):
+    """The second one must not take the trials of the first for failures."""
+    assert search(tmp_path, SPACE, trials=1) == 0
+    capsys.readouterr()
+    with run_dir.lock(tmp_path / 's'):
+        assert search(tmp_path, SPACE, trials=2) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ') and str(tmp_path / 's') in line
+    assert len((tmp_path / 's' / 'study.log').read_text().splitlines()) > 0
+    assert not (tmp_path / 's' / 'trial_1').exists()
+
+
+def test_a_trial_that_diverges_fails_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    """Training is replaced: of two that train together the first diverges, also by itself."""
+
+    def diverge(contexts, *_):
+        if any(context.folder.name == 'trial_0' for context in contexts):
+            raise DivergedError('the loss is nan')
+
+    monkeypatch.setattr(stages_search, 'run_stages', diverge)
+    monkeypatch.setattr(RunContext, 'is_finished', lambda *_: True)
+    monkeypatch.setattr(stages_search, 'epochs_of', lambda _: 1)
+    monkeypatch.setattr(stages_search, 'validation_of', lambda _: 0.5)
+    more = ('--together=2', '--progress=lines', '--members=vmap')
+    assert search(tmp_path, 'dropout .1..0.5\n', *more, trials=2) == 0
+    assert 'trial_0: cannot be trained: the loss is nan' in capsys.readouterr().err
+    record = run_dir.read_json(tmp_path / 's' / 'sweep.json')
+    assert [s['name'] for s in record['settings']] == ['trial_1']

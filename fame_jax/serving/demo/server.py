@@ -23,10 +23,10 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import parse_qs
 
-from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.errors import ArgumentParser, UserError, explain_os_errors
 from fame_jax.serving import answers
 from fame_jax.serving.demo.search import Search
 from fame_jax.serving.export import load
@@ -275,18 +275,13 @@ def parse_explain(body: bytes) -> dict[str, Any]:
     return value
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; see fame_jax_demo --help')
-
-
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """The flags export, host and port.
 
     Raises:
       UserError: for an unknown flag or an impossible value.
     """
-    parser = _Parser('fame_jax_demo', description=__doc__.split('\n')[0])
+    parser = ArgumentParser('fame_jax_demo', description=__doc__.split('\n')[0])
     parser.add_argument('--export', required=True, help='exported folder (--stages=export)')
     parser.add_argument('--port', type=int, default=8000, help='port; 0: any free one')
     parser.add_argument('--host', default='127.0.0.1', help='IPv4 address to listen at')

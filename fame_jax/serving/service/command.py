@@ -19,9 +19,9 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.errors import ArgumentParser, UserError, explain_os_errors
 from fame_jax.serving.service.bodies import Limits
 
 if TYPE_CHECKING:
@@ -37,18 +37,15 @@ KEEP_ALIVE = 30  # seconds between two requests of a connection
 FEWEST_CHARACTERS = 16  # of a token
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; see fame_jax serve --help')
-
-
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `fame_jax serve`.
 
     Raises:
       UserError: for an unknown flag or an impossible value.
     """
-    parser = _Parser('fame_jax serve', description=__doc__.split('\n')[0], allow_abbrev=False)
+    parser = ArgumentParser(
+        'fame_jax serve', description=__doc__.split('\n')[0], allow_abbrev=False
+    )
     add = parser.add_argument
     limits = Limits()
     add('--export', required=True, help='an export, or a folder of exports: the newest is served')
