@@ -1,4 +1,4 @@
-"""MLflow and trackio beside metrics.jsonl and TensorBoard: --track.
+"""MLflow and trackio, in addition to metrics.jsonl and TensorBoard: --track.
 
 A workdir is one tracked run. Its id is in tracking.json, so that later stages and a resumed command
 go on with the same run. A tracker that fails is left out from then on, and training goes on.
