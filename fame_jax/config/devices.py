@@ -19,9 +19,9 @@ class Devices:
     )
     members: str = field(
         'auto',
-        'How the runs of --seeds and --sweep train: vmap, all in one program, settings as far as '
-        'they differ in numbers alone; loop, one after the other; auto: vmap on an accelerator, '
-        'loop on a CPU.',
+        'How the runs of --seeds and --sweep train. vmap: in one program, as far as their settings '
+        'differ only in rates, weights and shares of labels. loop: one after the other. auto: vmap '
+        'on an accelerator, loop on a CPU.',
         choices=('auto', 'vmap', 'loop'),
     )
     distributed: str = field(

@@ -40,8 +40,8 @@ class Run:
     )
     sweep_halving: int = field(
         0,
-        'Of the settings of --sweep only the best 1/N by validation go on, again and again, so '
-        'that bad ones end early, in the last stage; 0: all are trained to the end.',
+        'Successive halving of the settings of --sweep: in the last stage only the best 1/N by '
+        'validation go on, repeatedly, and the others end early. 0: all are trained to the end.',
         low=0,
         high=100,
         binds='',
