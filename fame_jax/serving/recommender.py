@@ -28,6 +28,9 @@ MAX_SCORES = 2**24
 # Batches that are dispatched to the device before their results are read, and the most items of
 # their histories.
 BATCHES_AHEAD, ITEMS_AHEAD = 16, 2**20
+# Rows of a batch of a few histories. One of MAX_BATCH takes as long as eight of these on a CPU, so
+# it is used only where it is nearly full.
+FEW_ROWS, NEARLY_FULL = 8, 0.8
 
 # Kinds of scores, which are not comparable: of a model whose queries and items are compared by
 # their inner product, or by their cosine divided by a temperature; of `similar_items`; and of the
@@ -177,7 +180,10 @@ class Recommender:
         return max(1, min(MAX_BATCH, MAX_SCORES // local_items))
 
     def warm_up(
-        self, k: int = 100, batch_sizes: Iterable[int] = (1, 16, MAX_BATCH), explain: bool = False
+        self,
+        k: int = 100,
+        batch_sizes: Iterable[int] = (1, FEW_ROWS, MAX_BATCH),
+        explain: bool = False,
     ) -> None:
         """Compiles all programs ahead that later calls need, so that none waits for the compiler.
 
@@ -188,7 +194,7 @@ class Recommender:
         Args:
           k: the longest list; with `explain` also of explanations.
           batch_sizes: numbers of histories in one call: 1 for `recommend`, others for
-            `recommend_many`. 2 to 16 share their programs, 17 and more do too.
+            `recommend_many`. 2 to 51 share their programs, 52 and more do too.
           explain: whether the programs of `explain` are compiled too.
 
         Raises:
@@ -456,8 +462,12 @@ class Recommender:
         return topk.encode_rows(model.encode, model.params, batch.inputs, mesh=model.mesh)
 
     def rows_for(self, histories: int) -> int:
-        """Rows of the batches in which so many histories are encoded; one of a few numbers."""
-        return min(self.batch_size, eval_batches.bucket(histories) if histories > 1 else 1)
+        """Rows of the batches in which so many histories are encoded; one of three numbers."""
+        if histories == 1:
+            return 1
+        if histories >= NEARLY_FULL * self.batch_size:
+            return self.batch_size
+        return min(FEW_ROWS, self.batch_size)
 
     def _known(self, ids: Iterable[ItemId], method: str) -> np.ndarray:
         """The indices of ids of which at least one has to be known."""

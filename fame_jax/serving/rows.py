@@ -63,7 +63,9 @@ def candidate_bits(allowed_V: np.ndarray, seen: Sequence[np.ndarray]) -> np.ndar
         of each row.
       seen: B arrays of item indices that are no candidates of the row; repeats are allowed.
     """
-    allowed_BV = np.array(np.broadcast_to(allowed_V, (len(seen), allowed_V.shape[-1])))
+    bits_BX = np.packbits(np.atleast_2d(allowed_V), axis=1, bitorder='little')
+    bits_BX = np.array(np.broadcast_to(bits_BX, (len(seen), bits_BX.shape[1])))
     row = np.repeat(np.arange(len(seen)), [len(items) for items in seen])
-    allowed_BV[row, np.concatenate(seen)] = False
-    return np.packbits(allowed_BV, axis=1, bitorder='little')
+    item = np.concatenate(seen).astype(int)
+    np.bitwise_and.at(bits_BX, (row, item // 8), ~(1 << item % 8).astype(np.uint8))
+    return bits_BX

@@ -235,8 +235,13 @@ def test_a_stream_is_answered_while_it_is_read(monkeypatch):
 def test_a_large_catalogue_has_small_batches():
     recommender, *_ = make_recommender()
     assert recommender.batch_size == recommender_lib.MAX_BATCH
+    assert [recommender.rows_for(n) for n in (1, 2, 51, 52, 500)] == [1, 8, 8, 64, 64]
+    recommender.item_ids = [''] * 4_000_001
+    assert recommender.batch_size == 4
+    assert [recommender.rows_for(n) for n in (1, 2, 4, 500)] == [1, 4, 4, 4]
     recommender.item_ids = [''] * 10_000_001
     assert recommender.batch_size == 1
+    assert recommender.rows_for(500) == 1
 
 
 def test_a_nan_is_an_error():

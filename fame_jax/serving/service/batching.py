@@ -14,10 +14,6 @@ from collections.abc import Callable, Sequence
 from fame_jax.serving.recommender import HistoryRequest, Recommendation, Recommender
 from fame_jax.serving.service.errors import Refused
 
-# A batch is padded to 1, 16 or 64 rows. One of 64 takes as long as four of 16 on a CPU, so it is
-# started only where it is nearly full.
-NEARLY_FULL = 0.8
-
 
 class Job:
     """Histories of one request.
@@ -171,9 +167,7 @@ class Batcher:
 
 def batch_rows(recommender: Recommender, waiting: int) -> int:
     """Histories of the next batch where so many wait."""
-    if waiting >= NEARLY_FULL * recommender.batch_size:
-        return min(waiting, recommender.batch_size)
-    return min(waiting, recommender.rows_for(2))
+    return min(waiting, recommender.rows_for(waiting))
 
 
 def _alone(

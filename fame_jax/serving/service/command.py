@@ -35,6 +35,9 @@ MAX_CONNECTIONS = 4096
 BACKLOG = 2048
 KEEP_ALIVE = 30  # seconds between two requests of a connection
 FEWEST_CHARACTERS = 16  # of a token
+# A thread that waits for the interpreter gets it after so long. Python's .005 would delay a batch
+# by as long as it takes.
+SWITCH_SECONDS = 0.001
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -227,6 +230,7 @@ def run(argv: Sequence[str]) -> None:
         from fame_jax.serving.service.versions import Versions
 
         allow_many_connections()
+        sys.setswitchinterval(SWITCH_SECONDS)
         limits = Limits(
             flags.max_body,
             flags.max_histories,
