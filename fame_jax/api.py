@@ -152,11 +152,12 @@ class FitResult:
         patience: int | None = None,
         learning_rate: float | None = None,
         replay: float | None = None,
+        split_at: float | str | None = None,
         progress: Literal['auto', 'bar', 'lines', 'none'] = 'auto',
     ) -> 'FitResult':
         """Appends new actions and trains on, as `fame_jax.update`; of several seeds, each run."""
         more = {'epochs': epochs, 'patience': patience, 'learning_rate': learning_rate}
-        more |= {'replay': replay, 'progress': progress}
+        more |= {'replay': replay, 'split_at': split_at, 'progress': progress}
         if not self.runs:
             return update(self.workdir, actions, workdir=workdir, **more)
         folder = Path(workdir) if workdir else _updated_folder(self.runs[0].workdir, actions, 2)
@@ -230,6 +231,7 @@ def update(
     patience: int | None = None,
     learning_rate: float | None = None,
     replay: float | None = None,
+    split_at: float | str | None = None,
     progress: Literal['auto', 'bar', 'lines', 'none'] = 'auto',
 ) -> FitResult:
     """Appends new actions to a run's data, trains its last stage on, and evaluates it.
@@ -246,6 +248,8 @@ def update(
       patience: epochs without a better validation NDCG@20 after which training ends.
       learning_rate: Adam's; None: that of the run's stage.
       replay: share of the windows without new actions that each epoch trains on too.
+      split_at: the later moment of a run that is split by time; None: as there, which is a later
+        one if it is a share of all actions.
       progress: as in `fit`.
 
     Raises:
@@ -256,7 +260,13 @@ def update(
     is_path = isinstance(actions, str | os.PathLike)
     rate = 'learning_rate' if stage == 'pretrain' else 'finetune_learning_rate'
     given = {f'{stage}_epochs': epochs, 'patience': patience, rate: learning_rate}
-    given |= {'replay': replay, 'progress': progress, 'from': run, 'workdir': folder}
+    given |= {
+        'replay': replay,
+        'split_at': split_at,
+        'progress': progress,
+        'from': run,
+        'workdir': folder,
+    }
     given['append'] = os.fspath(actions) if is_path else 'frame'
     argv = [f'--{name}={value}' for name, value in given.items() if value is not None]
     context = stages.open_run(flags.parse(argv))

@@ -142,6 +142,7 @@ def append_log(
     min_rating: float = 0.0,
     max_user_actions: int = 0,
     duplicates: str = 'keep',
+    split_at: float | str | None = None,
 ) -> Appended:
     """Adds the actions of a log to a data set.
 
@@ -156,6 +157,8 @@ def append_log(
       waiting: the actions that waited before.
       run: the name of the run that has the data set, for the card and for messages.
       min_rating, max_user_actions, duplicates: filters, as in `prepare`.
+      split_at: the moment of the new split, where the data set is split by time; None: as before,
+        which is a later moment if it is a share of all actions.
 
     Raises:
       UserError: if the log was appended before, repeats the histories that the data set has, or
@@ -241,7 +244,7 @@ def append_log(
         **more,
         time_split=None,
     )
-    appended = _split_again(data, appended).with_counts()
+    appended = _split_again(data, appended, split_at).with_counts()
     appended = dataclasses.replace(appended, card=appended.card | describe_data(appended))
     notes = [*log.card.get('notes', ()), *_note_order(data, log, new, times, run)]
     return Appended(appended, place_of[: len(data.items)], still, record, notes)
@@ -313,12 +316,12 @@ def _join_spans(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
     return dict(old) | {'first': min(firsts, key=key), 'last': max(lasts, key=key)}
 
 
-def _split_again(old: Dataset, new: Dataset) -> Dataset:
+def _split_again(old: Dataset, new: Dataset, at: float | str | None) -> Dataset:
     """The new data set with the setting of the old one's split by time, if it has one."""
     if old.time_split is None:
         return new
     card = old.time_split.card
-    return new.split_by_time(at=card['at'], targets=card['targets'])
+    return new.split_by_time(at=card['at'] if at is None else at, targets=card['targets'])
 
 
 def _refuse_again(data: Dataset, log: 'Log', actions_sha256: str, run: str) -> None:

@@ -25,6 +25,7 @@ OF_UPDATES = (
     *('append', 'from_run', 'replay', 'seed', 'pretrain_epochs', 'finetune_epochs', 'patience'),
     *('learning_rate', 'finetune_learning_rate', 'schedule', 'warmup_epochs', 'rows_per_step'),
     *('select_on', 'validation_users', 'items', 'text_encoder', 'finetune_dropout'),
+    'split_at',
 )
 
 

@@ -65,6 +65,7 @@ def _append(context: RunContext, source: Any) -> None:
                 min_rating=options.min_rating,
                 max_user_actions=options.max_user_actions,
                 duplicates=options.duplicates,
+                split_at=options.split_at,
             )
         trained = np.zeros(len(appended.data.items), bool)
         trained[_trained_places(before, appended.old_places)] = True

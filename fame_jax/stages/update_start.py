@@ -102,9 +102,10 @@ def refuse_trained_targets(data: Dataset, trained: np.ndarray, run: str) -> None
         _, targets = data.history_bounds(split)
         count = int(np.count_nonzero(trained[targets]))
         if count:
+            later = '' if data.time_split is None else 'give a later --split_at, or '
             raise UserError(
                 f'{count:,} {split} targets of the new data set are training data of {run}, so '
-                'that their ranks would say too much; train a new run'
+                f'that their ranks would say too much; {later}train a new run'
             )
 
 

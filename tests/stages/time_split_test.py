@@ -67,13 +67,13 @@ def read_results(folder):
     return json.loads((folder / 'results.json').read_text())
 
 
-def split_loop(log, share):
+def split_loop(log, share=None, moment=None):
     """(training by user, (user, history, target) of validation and of test), from the file."""
     rows = [line.split(',') for line in log.read_text().splitlines()[1:]]
     times = sorted(int(time) for *_, time in rows)
-    moment = times[int(share * len(times))]
+    moment = moment or times[int(share * len(times))]
     before = [time for time in times if time < moment]
-    earlier = before[int(share * len(before))]
+    earlier = before[int((share or len(before) / len(times)) * len(before))]
     training, parts = {}, {'validation': [], 'test': []}
     for user in dict.fromkeys(row[0] for row in rows):
         history = []
@@ -314,3 +314,60 @@ def test_python_fits_and_evaluates_the_split(log, run, tmp_path):
     with pytest.raises(UserError, match=r'another run|another split'):
         plain = dataclasses.replace(data, time_split=None)
         fj.fit(plain, model, training, workdir=tmp_path / 'run', progress='none')
+
+
+def append_month(log, folder):
+    """(new.csv: each user has an action in January 2021, of items 1 to 13; both logs as one)."""
+    lines = [f'u{user},{1 + user % 13},{START + (366 + user % 31) * DAY}' for user in range(USERS)]
+    (folder / 'new.csv').write_text('\n'.join(['user,item,time', *lines]) + '\n')
+    (folder / 'both.csv').write_text(log.read_text() + '\n'.join(lines) + '\n')
+    return folder / 'new.csv', folder / 'both.csv'
+
+
+def training_of(folder):
+    """The training part of each user, by the ids of the log."""
+    data = open_run(folder).data
+    histories = unflatten(*data.training_histories())
+    return dict(zip(data.user_ids, ([data.item_ids[i] for i in row] for row in histories)))
+
+
+def test_an_update_of_a_share_moves_the_moment(log, run, tmp_path):
+    new, both = append_month(log, tmp_path)
+    folder = tmp_path / 'updated'
+    argv = [f'--append={new}', f'--from={run}', f'--workdir={folder}', '--progress=none']
+    assert main([*argv, '--finetune_epochs=1']) == 0
+    training, parts, earlier = split_loop(both, 0.8)
+    assert training_of(folder) == {f'u{u}': training.get(f'u{u}', []) for u in range(USERS)}
+    context = open_run(folder)
+    windows = make_windows(context)
+    for start, length in zip(windows.starts, windows.lengths):
+        assert context.data.times[start : start + length].max() < earlier
+    found, before = (read_results(one)['card']['time_split'] for one in (folder, run))
+    assert found['moment'] > before['moment'] and found['at'] == before['at'] == '0.8'
+    for part, rows in parts.items():
+        assert found[part]['targets'] == len(rows)
+
+
+def test_an_update_of_a_date_needs_a_later_date(log, tmp_path, capsys):
+    """Under the old date everything new would be a target."""
+    new, both = append_month(log, tmp_path)
+    first, folder = tmp_path / 'run', tmp_path / 'updated'
+    split = ['--split=time', '--split_at=2020-10-01', '--split_targets=successive']
+    assert main([*SASREC, *split, f'--dataset={log}', f'--workdir={first}']) == 0
+    argv = [f'--append={new}', f'--from={first}', f'--workdir={folder}', '--progress=none']
+    capsys.readouterr()
+    for more in ([], ['--split_at=2020-09-01']):
+        assert main([*argv, *more]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert 'give a later --split_at' in line and not (folder / 'flags.cfg').exists()
+    assert main([*argv, '--split_targets=last']) == 2
+    assert 'leave out --split_targets=last' in capsys.readouterr().err
+    options = {'workdir': folder, 'epochs': 1, 'progress': 'none', 'split_at': '2020-12-01'}
+    found = fj.update(first, new, **options)
+    december = START + (366 - 31) * DAY
+    training, parts, _ = split_loop(both, moment=december)
+    assert training_of(folder) == {f'u{u}': training.get(f'u{u}', []) for u in range(USERS)}
+    card = read_results(found.workdir)['card']['time_split']
+    assert card['at'] == '2020-12-01' and card['moment'].startswith('2020-12-01T00')
+    for part, rows in parts.items():
+        assert card[part]['targets'] == len(rows)
