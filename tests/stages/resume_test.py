@@ -209,7 +209,7 @@ MOMENTS = ['', 'pretrain:', 'pretrain 1/', 'pretrain', 'finetune:', 'finetune 1/
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(2))
+@pytest.mark.parametrize('seed', [0, pytest.param(1, marks=pytest.mark.fuzz)])
 def test_processes_killed_at_random_moments(seed, uninterrupted, tmp_path):
     draw = random.Random(seed)
     killed = [
