@@ -802,6 +802,27 @@ MUTANTS = [
         'stages/members_test.py -k from_the_backbone',
     ),
     Mutant(
+        'an update keeps the date of the split before',
+        'data/append.py',
+        "at=card['at'] if at is None else at",
+        "at=card['at']",
+        'stages/time_split_test.py -k later_date',
+    ),
+    Mutant(
+        'the bit of a seen item is that of its neighbour',
+        'serving/rows.py',
+        '~(1 << item % 8)',
+        '~(1 << (item + 1) % 8)',
+        'serving/warm_up_test.py serving/recommender_test.py',
+    ),
+    Mutant(
+        'a few histories are padded to the rows of many',
+        'serving/recommender.py',
+        'return min(FEW_ROWS, self.batch_size)',
+        'return self.batch_size',
+        'serving/service_batching_test.py -k batches_are',
+    ),
+    Mutant(
         'the worst setting is the best',
         'stages/sweep.py',
         '(early[name], -statistics.fmean(found[name]))',
@@ -813,7 +834,7 @@ MUTANTS = [
         'training/members.py',
         'numbers = [member.numbers_N for member in members]',
         'numbers = [members[0].numbers_N for member in members]',
-        'stages/sweep_test.py -k "in_one_program and sasrec"',
+        'stages/sweep_test.py -k in_one_program_are',
     ),
     Mutant(
         'halving ends the best',
@@ -1831,7 +1852,7 @@ MUTANTS = [
     Mutant(
         'seen items are candidates',
         'serving/rows.py',
-        'allowed_BV[row, np.concatenate(seen)] = False',
+        'np.bitwise_and.at(bits_BX, (row, item // 8), ~(1 << item % 8).astype(np.uint8))',
         'pass',
         'serving/warm_up_test.py -k bits',
     ),
