@@ -11,6 +11,7 @@ from fame_jax.data.dataset import Dataset
 from fame_jax.errors import UserError
 from fame_jax.parallel import processes
 from fame_jax.screen import duration, size
+from fame_jax.stages import settings
 from fame_jax.stages.context import RunContext
 
 
@@ -27,10 +28,7 @@ def prepare(context: RunContext) -> None:
         if context.config.data.split == 'time':
             _ = context.data  # refused here where it cannot be split
     elif context.config.data.prepared:
-        raise UserError(
-            f'--prepared={context.config.data.prepared} holds no prepared data; give the folder of '
-            'a run that has finished --stages=prepare'
-        )
+        raise settings.no_data(context.config.data.prepared)
     elif processes.is_chief():
         _prepare(context)
     processes.barrier('prepare')

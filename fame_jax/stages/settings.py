@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from fame_jax import run_dir
 from fame_jax.config import FLAGS, SECTIONS, Config, binds, differences
 from fame_jax.config import flags as config_flags
 from fame_jax.config.fields import show
@@ -123,6 +124,8 @@ def _of_data_set(given: config_flags.Given, stored: dict[str, Any], folder: Path
 def _use_prepared(given: config_flags.Given, stored: dict[str, Any]) -> config_flags.Given:
     """Adds the data flags of the run in --prepared to `stored`; its data were made with them."""
     prepared = _find_prepared(given.get('prepared'))
+    if prepared and not has_data(Path(prepared)):
+        raise no_data(prepared)
     own = _find_prepared(stored.get('prepared', ''))
     if prepared and not (own and has_data(Path(own))):
         own = own and prepared  # a run whose data have moved
@@ -145,7 +148,9 @@ def _find_prepared(folder: str) -> str:
     """
     seen = [folder]
     while folder and not has_data(Path(folder)):
-        folder = _read_stored(Path(folder)).get('prepared', '')
+        # All seeds of a run with --seeds use the same data.
+        run = next(iter(run_dir.seed_folders(Path(folder))), Path(folder))
+        folder = _read_stored(run).get('prepared', '')
         if folder in seen:
             folder = ''
         if folder:
@@ -156,6 +161,14 @@ def _find_prepared(folder: str) -> str:
             'the folder of a run that has finished --stages=prepare'
         )
     return folder or seen[0]
+
+
+def no_data(prepared: str) -> UserError:
+    """Names a --prepared without data."""
+    return UserError(
+        f'--prepared={prepared} holds no prepared data; give the folder of a run that has '
+        'finished --stages=prepare'
+    )
 
 
 def has_data(folder: Path) -> bool:

@@ -332,6 +332,10 @@ def test_each_seed_is_fine_tuned_from_the_backbone_of_its_seed(tmp_path, capsys)
     capsys.readouterr()
     assert run(tmp_path / 'other', *FAME, *again, seeds_of((0, 9))) == 2
     assert 'no run of seed 9' in capsys.readouterr().err
+    # The runs of `again` use the data of `whole`.
+    argv = ['--progress=none', f'--prepared={tmp_path}/again', f'--workdir={tmp_path}/third']
+    assert main([*argv, '--stages=prepare']) == 0
+    assert f'--prepared={tmp_path}/whole' in (tmp_path / 'third' / 'flags.cfg').read_text()
 
 
 @pytest.mark.parametrize(

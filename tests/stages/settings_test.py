@@ -194,6 +194,7 @@ def test_prepared_data_do_not_replace_those_of_the_folder(shared, tmp_path):
 
 def test_a_prepared_folder_without_data(tmp_path, capsys):
     argv = [f'--prepared={tmp_path}/none', f'--workdir={tmp_path}/run', '--progress=none']
+    argv += ['--dataset=scientific']
     for stage in ('prepare', 'pretrain'):
         assert main([*argv, f'--stages={stage}']) == 2
         error = capsys.readouterr().err
