@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from fame_jax import stages
+from fame_jax.batch import Batch
 from fame_jax.config import flags
 from fame_jax.data.dataset import Dataset
 from fame_jax.losses import LossOptions
@@ -32,6 +33,23 @@ def first_step(name, options=TINY, num_items=10, loss=None):
         functools.partial(module.objective, loss=loss or LossOptions()), optimizer
     )
     return take_step, step.State(jnp.int32(0), params, optimizer.init(params))
+
+
+def make_batch(*histories):
+    """Histories end to end in one row of eight, as batch.py draws it."""
+    tokens = [item for history in histories for item in history[:-1]]
+    positions = [i for history in histories for i in range(len(history) - 1)]
+    segments = [s for s, history in enumerate(histories, 1) for _ in history[:-1]]
+    targets = [item for history in histories for item in history[1:]]
+    fields = [
+        np.array([[*row, *[0] * (8 - len(row))]], np.int32)
+        for row in (tokens, positions, segments, targets)
+    ]
+    return Batch(*fields, (fields[-1] > 0).astype(np.float32))
+
+
+BATCH = make_batch([7, 8, 9, 3], [4, 5, 6])
+OTHER = make_batch([5, 6, 7], [1, 2, 3, 4])
 
 
 # Runs.

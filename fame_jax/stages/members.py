@@ -318,7 +318,9 @@ class Group:
             if self._names:
                 step, unravel = step_of_numbers(first, stage), self._ravel(first)[1]
             member_step = make_member_step(step, unravel, self.mesh)
-            first.programs[name] = Program(member_step, setup.program.size)
+            first.programs[name] = Program(
+                member_step, setup.program.size, packs=setup.program.packs
+            )
         self.program = first.programs[name]
 
     def numbers_of(self, context: RunContext) -> np.ndarray:

@@ -252,7 +252,7 @@ def make_setup(context: RunContext, stage: str) -> Setup:
         step = make_step(_objective(context, stage, module), optimizer)
         # Prefixes come in batches of several shapes; the batches of a block have one.
         size = 1 if module.row_layout == 'prefixes' else config.training.steps_per_dispatch
-        program = Program(step, min(size, num_steps), mesh)
+        program = Program(step, min(size, num_steps), mesh, packs=_packs(context, module))
         if not config.training.has_schedule:  # whose steps differ by the number in an epoch
             program = context.programs.setdefault(stage, program)
         context.setups[stage] = Setup(module, key, optimizer, step, program, prefetch, batch)
@@ -452,6 +452,15 @@ def _make_optimizer(
         frozen=module.frozen_params,
         trained_rows=trained_rows,
     )
+
+
+def _packs(context: RunContext, module: ItemModel) -> bool:
+    """Whether small parameters are one array in the program of the steps.
+
+    Where a kernel takes time to start, and the optimizer treats all parameters alike.
+    """
+    is_plain = not module.frozen_params and context.config.text.unseen_items != 'kept'
+    return jax.default_backend() != 'cpu' and context.mesh is None and is_plain
 
 
 def _before_epoch(context: RunContext, stage: str, setup: Setup) -> Callable[[Tree, int], Tree]:

@@ -111,10 +111,9 @@ def _average(decay: float, frozen: Collection[str]) -> optax.GradientTransformat
     def update(updates: Tree, state: Average, params: Tree) -> tuple[Tree, Average]:
         now = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
         moved = optax.apply_updates(params, updates)
-        average = {
-            name: jax.tree.map(lambda old, new: old + (1 - now) * (new - old), old, moved[name])
-            for name, old in state.params.items()
-        }
+        if frozen:
+            moved = {name: moved[name] for name in state.params}
+        average = jax.tree.map(lambda old, new: old + (1 - now) * (new - old), state.params, moved)
         return updates, Average(state.count + 1, average)
 
     return optax.GradientTransformation(init, update)

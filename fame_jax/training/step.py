@@ -20,6 +20,7 @@ from jax.tree_util import Partial
 
 from fame_jax.batch import Batch
 from fame_jax.parallel import mesh as mesh_lib
+from fame_jax.training import packed
 
 Array = jax.Array
 Tree = Any
@@ -75,7 +76,7 @@ def take_step(
     step_key = jax.random.fold_in(key, state.step)
 
     def mean_loss(params: Tree) -> tuple[Array, dict[str, Array]]:
-        loss, weight, metrics = objective(params, batch, step_key)
+        loss, weight, metrics = objective(packed.unpack_all(params), batch, step_key)
         return loss / jnp.maximum(weight, 1), {'loss': loss, 'weight': weight, **metrics}
 
     grads, sums = jax.grad(mean_loss, has_aux=True)(state.params)
@@ -96,15 +97,23 @@ class Program:
     leads back to the caller; only XLA's work may happen in another thread.
     """
 
-    def __init__(self, step: Step, size: int = 1, mesh: jax.sharding.Mesh | None = None):
+    def __init__(
+        self,
+        step: Step,
+        size: int = 1,
+        mesh: jax.sharding.Mesh | None = None,
+        packs: bool = False,
+    ):
         """Compiles nothing yet.
 
         Args:
           step: made by `make_step`.
           size: the most steps in a dispatch.
           mesh: the devices that share the rows of a batch and the tables of the state.
+          packs: whether small parameters and their moments are one array during a dispatch; only
+            for an optimizer that treats all parameters alike. See `packed`.
         """
-        self.size = size
+        self.size, self.packs = size, packs
         # XLA unrolls a loop over one batch, which may round otherwise; so there is room for two.
         self._room = max(size, 2)
         self._step = _as_partial(step)
@@ -185,6 +194,8 @@ class Program:
     def _run_block(
         self, step: Partial, state: State, batches: Batch, count: int, key: Array
     ) -> tuple[State, dict[str, Array]]:
+        if self.packs:  # the step's number has the axis of the members, if there is one
+            state = packed.pack_all(state.params, state, state.step.ndim)
         first = jax.tree.map(lambda field: field[0], batches)
         sums = jax.eval_shape(step, state, first, key)[1]
         zeros = jax.tree.map(lambda x: jnp.zeros((self._room, *x.shape), x.dtype), sums)
@@ -196,7 +207,8 @@ class Program:
             return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), sums, new)
 
         # The count is an argument on the device, so the shorter last block is the same program.
-        return jax.lax.fori_loop(0, count, take_step, (state, zeros))
+        state, sums = jax.lax.fori_loop(0, count, take_step, (state, zeros))
+        return packed.unpack_all(state), sums
 
 
 def _shapes(batch: Batch) -> tuple:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from run_fixtures import TINY, first_step
+from run_fixtures import BATCH, OTHER, TINY, first_step
 
 from fame_jax import losses
 from fame_jax.batch import Batch
@@ -16,23 +16,6 @@ from fame_jax.models import registry
 from fame_jax.stages.context import abstract_params
 from fame_jax.training import loop, step
 from fame_jax.training.optimizer import make_optimizer
-
-
-def make_batch(*histories):
-    """Histories end to end in one row of eight, as batch.py draws it."""
-    tokens = [item for history in histories for item in history[:-1]]
-    positions = [i for history in histories for i in range(len(history) - 1)]
-    segments = [s for s, history in enumerate(histories, 1) for _ in history[:-1]]
-    targets = [item for history in histories for item in history[1:]]
-    fields = [
-        np.array([[*row, *[0] * (8 - len(row))]], np.int32)
-        for row in (tokens, positions, segments, targets)
-    ]
-    return Batch(*fields, (fields[-1] > 0).astype(np.float32))
-
-
-BATCH = make_batch([7, 8, 9, 3], [4, 5, 6])
-OTHER = make_batch([5, 6, 7], [1, 2, 3, 4])
 
 # Renew these when initialisation, dropout, a model or the loss changes on purpose, and say so in
 # CHANGELOG.md; `pytest tests/training/step_test.py -k golden` prints the new values.
