@@ -124,8 +124,6 @@ def _of_data_set(given: config_flags.Given, stored: dict[str, Any], folder: Path
 def _use_prepared(given: config_flags.Given, stored: dict[str, Any]) -> config_flags.Given:
     """Adds the data flags of the run in --prepared to `stored`; its data were made with them."""
     prepared = _find_prepared(given.get('prepared'))
-    if prepared and not has_data(Path(prepared)):
-        raise no_data(prepared)
     own = _find_prepared(stored.get('prepared', ''))
     if prepared and not (own and has_data(Path(own))):
         own = own and prepared  # a run whose data have moved
@@ -338,6 +336,8 @@ def _refuse_other_run(
     grown = tuple(f'--{name}=' for name in _grown_limits(config, before, folder))
     differ = [one for one in differences(config, before, sections) if not one.startswith(grown)]
     if differ and not (folder / 'flags.cfg').is_file():
+        if not has_data(Path(config.data.prepared)):
+            raise no_data(config.data.prepared)
         raise UserError(
             f'--prepared={config.data.prepared} was prepared otherwise: {", ".join(differ)}; leave '
             'those flags out'
