@@ -28,8 +28,8 @@ MAX_SCORES = 2**24
 # Batches that are dispatched to the device before their results are read, and the most items of
 # their histories.
 BATCHES_AHEAD, ITEMS_AHEAD = 16, 2**20
-# Rows of a batch of a few histories. One of MAX_BATCH takes as long as eight of these on a CPU, so
-# it is used only where it is nearly full.
+# Rows of a batch of a few histories. One of MAX_BATCH takes several times as long on a CPU, and is
+# used only where it is nearly full.
 FEW_ROWS, NEARLY_FULL = 8, 0.8
 
 # Kinds of scores, which are not comparable: of a model whose queries and items are compared by

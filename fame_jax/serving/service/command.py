@@ -35,8 +35,8 @@ MAX_CONNECTIONS = 4096
 BACKLOG = 2048
 KEEP_ALIVE = 30  # seconds between two requests of a connection
 FEWEST_CHARACTERS = 16  # of a token
-# A thread that waits for the interpreter gets it after so long. Python's .005 would delay a batch
-# by as long as it takes.
+# Seconds until a waiting thread gets the interpreter. Python's own, .005, are as long as a batch
+# takes.
 SWITCH_SECONDS = 0.001
 
 
