@@ -274,7 +274,7 @@ def traced(function, *arguments):
 class UncompiledProgram:
     """Takes the place of a stage's program."""
 
-    def __init__(self, step, size, mesh):
+    def __init__(self, step, size, mesh, packs):
         self.step, self.size = step, size
 
 
