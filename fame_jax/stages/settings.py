@@ -162,7 +162,7 @@ def _find_prepared(folder: str) -> str:
 
 
 def no_data(prepared: str) -> UserError:
-    """Names a --prepared without data."""
+    """The error for a folder in --prepared that holds no prepared data."""
     return UserError(
         f'--prepared={prepared} holds no prepared data; give the folder of a run that has '
         'finished --stages=prepare'

@@ -457,10 +457,11 @@ def _make_optimizer(
 def _packs(context: RunContext, module: ItemModel) -> bool:
     """Whether small parameters are one array in the program of the steps.
 
-    Where a kernel takes time to start, and the optimizer treats all parameters alike.
+    They are on a GPU, where starting a kernel takes longer than updating a small array, unless a
+    mesh places the parameters or the optimizer does not treat all of them alike.
     """
     is_plain = not module.frozen_params and context.config.text.unseen_items != 'kept'
-    return jax.default_backend() != 'cpu' and context.mesh is None and is_plain
+    return jax.default_backend() == 'gpu' and context.mesh is None and is_plain
 
 
 def _before_epoch(context: RunContext, stage: str, setup: Setup) -> Callable[[Tree, int], Tree]:

@@ -4,8 +4,8 @@ packed = pack_all(params, state)     each part of the state that is like the par
 state = unpack_all(packed)           and as it was
 
 A GPU starts a kernel for each array that Adam updates; most arrays of a model are so small that
-starting it takes longer than computing. Joining them takes 35 of the 214 kernels from a step of
-SASRec, and 35 of 235 from one of FAME (width 64, two blocks).
+starting a kernel takes longer than computing. With small arrays joined, a step of SASRec has 178
+kernels in place of 214, and one of FAME 200 in place of 235 (width 64, two blocks).
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ Array = jax.Array
 Tree = Any
 Shape = tuple[int, ...]
 
-# Numbers of the largest array that is joined: a larger one would take longer to copy than to start.
+# Numbers of the largest array that is joined. Joining copies an array; item tables stay apart.
 LARGEST = 2**16
 
 
@@ -73,7 +73,7 @@ def pack(tree: Tree, num_axes: int = 0) -> Packed:
 
 
 def pack_all(params: Tree, tree: Tree, num_axes: int = 0) -> Tree:
-    """Packs every part of a tree that is like the parameters, such as their moments."""
+    """Packs every part of a tree that has the structure of the parameters, such as moments."""
     structure = jax.tree.structure(params)
 
     def is_like_params(node: Any) -> bool:
@@ -105,7 +105,7 @@ def _join(leaves: Sequence[Array], num_axes: int) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _split(vector: Array, shapes: tuple[Shape | None, ...]) -> list[Array]:
-    """The arrays of a vector. The gradient of slices would add as many padded vectors."""
+    """The arrays in a vector. Its own gradient joins theirs; that of slices would pad and add."""
     leaves, start = [], 0
     for shape in shapes:
         if shape is not None:

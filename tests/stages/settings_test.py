@@ -1,6 +1,7 @@
 """From flags, flags.cfg and the model's class to a run's settings; shared data; own models."""
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -194,9 +195,8 @@ def test_prepared_data_do_not_replace_those_of_the_folder(shared, tmp_path):
 
 def test_a_prepared_folder_without_data(tmp_path, capsys):
     argv = [f'--prepared={tmp_path}/none', f'--workdir={tmp_path}/run', '--progress=none']
-    argv += ['--dataset=scientific']
-    for stage in ('prepare', 'pretrain'):
-        assert main([*argv, f'--stages={stage}']) == 2
+    for stage, more in itertools.product(('prepare', 'pretrain'), ([], ['--dataset=scientific'])):
+        assert main([*argv, f'--stages={stage}', *more]) == 2
         error = capsys.readouterr().err
         assert f'{tmp_path}/none' in error and 'holds no prepared data' in error
         assert error.count('\n') == 1

@@ -14,6 +14,7 @@ from fame_jax.config import flags
 from fame_jax.main import main
 from fame_jax.models import registry
 from fame_jax.stages import train
+from fame_jax.stages.members import Group
 from fame_jax.training import loop, members, packed, step
 from fame_jax.training.optimizer import make_optimizer
 
@@ -120,6 +121,15 @@ def test_programs_for_a_gpu_pack(tmp_path, monkeypatch):
             stages.STAGES['prepare'](context)
             packs = train.make_setup(context, 'pretrain').program.packs
         assert packs == (backend == 'gpu' and not more)
+
+
+def test_a_group_of_seeds_packs_as_one_seed_does(tmp_path, monkeypatch):
+    argv = [*SMALL, f'--workdir={tmp_path}', '--stages=prepare,pretrain']
+    for packs in (False, True):
+        monkeypatch.setattr(train, '_packs', lambda context, module, packs=packs: packs)
+        with contextlib.closing(stages.open_run(flags.parse(argv))) as context:
+            stages.STAGES['prepare'](context)
+            assert Group([context, context], 'pretrain').program.packs == packs
 
 
 def test_a_run_ends_as_without_and_an_interrupted_one_too(tmp_path, monkeypatch):

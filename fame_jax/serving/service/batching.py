@@ -1,8 +1,8 @@
 """Requests that wait become one batch; no request waits for others that have not come yet.
 
-A thread takes what waits as soon as the device is free, so that batches grow with the load and a
-single request is answered at once. Requests with different lists, filters and allowed items share
-a batch; those of two versions of the model do not.
+A thread takes what waits as soon as the device is free, up to 8 histories, or 64 where nearly so
+many wait; a single request is answered at once. Requests with different lists, filters and allowed
+items share a batch; those of two versions of the model do not.
 """
 
 import asyncio
