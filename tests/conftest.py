@@ -19,8 +19,14 @@ pytest.register_assert_rewrite(
 # Arrays of different rank do not broadcast: in these formulas that would be a bug.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
-# Programs of tests run for milliseconds and compile for seconds.
+# Programs of tests run for milliseconds and compile for seconds: fewer optimizations, and the code
+# generators that compile twice as fast, in the processes that tests start too. A jaxlib that lacks
+# a flag ends the process, so the flags are of the version in which they were measured.
 jax.config.update('jax_disable_most_optimizations', True)
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+FAST_COMPILATION = '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+if jax.__version__.startswith('0.10.') and FAST_COMPILATION not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FAST_COMPILATION}'.strip()
 
 # Compiled programs are kept between sessions, and shared with the processes that tests start;
 # `make clean` removes them.

@@ -13,16 +13,17 @@ import jax
 import numpy as np
 import pytest
 
+DEVICES = '--xla_force_host_platform_device_count'
 EIGHT = jax.device_count() == 8
 on_eight = pytest.mark.skipif(not EIGHT, reason='run by test_on_eight_devices')
 # (data, model): the sizes of the axes of each mesh.
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
 
 
-def eight_devices():
-    """This process's environment, and the flag that makes eight devices of one CPU."""
-    flags = os.environ.get('XLA_FLAGS', '')
-    return {**os.environ, 'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count=8'}
+def environment_of(devices):
+    """This process's environment, and the flag that makes so many devices of one CPU."""
+    flags = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if DEVICES not in flag]
+    return {**os.environ, 'XLA_FLAGS': ' '.join([*flags, f'{DEVICES}={devices}'])}
 
 
 def run_on_eight(files, marked):
@@ -30,7 +31,7 @@ def run_on_eight(files, marked):
     files = [files] if isinstance(files, str) else files
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-p', 'no:cacheprovider']
     done = subprocess.run(
-        [*command, '-m', marked, *files], env=eight_devices(), capture_output=True, text=True
+        [*command, '-m', marked, *files], env=environment_of(8), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'passed' in done.stdout

@@ -76,7 +76,6 @@ def test_the_readme_is_short():
 def test_the_examples_of_a_page_run(page, tmp_path):
     """All blocks of a page in order, in one folder and, of Python, in one process."""
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'MPLBACKEND': 'Agg'}
-    environment['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # programs compile longer than they run
 
     def run(*command):
         done = subprocess.run(

@@ -160,7 +160,9 @@ def make_run_folder(folder):
 COMPARED_USERS = 40
 
 
-def make_compared_run(folder, seed=0, *, stages=('pretrain',), better=0, card=None, config=None):
+def make_compared_run(
+    folder, seed=0, *, stages=('pretrain',), better=0, card=None, config=None, split_at=None
+):
     """Writes an evaluated run of 40 users with all files that a comparison reads.
 
     Args:
@@ -170,6 +172,7 @@ def make_compared_run(folder, seed=0, *, stages=('pretrain',), better=0, card=No
       better: how many users have their test target at rank 1; of the others it is random.
       card: facts of the protocol card in the place of the usual ones.
       config: flags, likewise.
+      split_at: the moment of a split by time; None: leave one out.
     """
     folder.mkdir(parents=True)
     histories = [np.arange(1, 5 + u % 5) + u % 7 for u in range(COMPARED_USERS)]
@@ -179,15 +182,21 @@ def make_compared_run(folder, seed=0, *, stages=('pretrain',), better=0, card=No
         [f'user {u}' for u in range(COMPARED_USERS)],
         ['', *(f'item {v}' for v in range(1, 21))],
         {'name': 'toys'},
+        times=np.concatenate([u + np.arange(len(h)) for u, h in enumerate(histories)]) * 10**6,
     )
     data.save(folder / 'dataset')
     facts = json.loads((folder / 'dataset' / 'dataset.json').read_text())
+    split, targets = {'split': 'leave one out'}, COMPARED_USERS
+    if split_at is not None:
+        by_time = Dataset.load(folder / 'dataset').split_by_time(split_at)
+        split = {'split': by_time.split.describe(), 'time_split': by_time.split.card}
+        facts, targets = by_time.card, by_time.split.card['test']['targets']
     rng = np.random.default_rng(seed)
     results, ranks, log = {}, {}, []
     for stage in ('popularity', *stages):
-        rank_U = rng.integers(1, 21, COMPARED_USERS)
-        rank_U[: better if stage == stages[-1] else 0] = 1
-        of_stage = {'masked': rank_U, 'unmasked': rank_U + 1}
+        rank_R = rng.integers(1, 21, targets)
+        rank_R[: better if stage == stages[-1] else 0] = 1
+        of_stage = {'masked': rank_R, 'unmasked': rank_R + 1}
         ranks |= {f'{stage}/test/{protocol}': of_stage[protocol] for protocol in PROTOCOLS}
         found = {protocol: metrics(of_stage[protocol]) for protocol in PROTOCOLS}
         of_lists = {'masked': dict.fromkeys(lists.COLUMNS, 0.5)}
@@ -200,7 +209,7 @@ def make_compared_run(folder, seed=0, *, stages=('pretrain',), better=0, card=No
     settings = {'model': 'sasrec', 'learning_rate': 0.001, 'patience': 5, 'workdir': str(folder)}
     written = {
         'dataset': facts,
-        'split': 'leave one out',
+        **split,
         'ties': 'count against the target',
         'select_on': 'masked',
         'selection': 'best epoch by validation ndcg@20',

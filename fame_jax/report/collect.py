@@ -162,6 +162,12 @@ def collect(
     )
 
 
+def count_targets(card: Mapping[str, Any]) -> int:
+    """The test targets of a protocol card: one of each user, or those of a split by time."""
+    by_time = card.get('time_split')
+    return by_time['test']['targets'] if by_time else card['dataset']['users']
+
+
 def limit_lines(card: Mapping[str, Any], only: str = '') -> list[str]:
     """A line for each stage that ended at its limit of epochs and not by --patience.
 

@@ -1,8 +1,9 @@
 """Several runs side by side: the record that `fame_jax compare` shows, from the runs' folders.
 
-Only runs of equal data, split, candidates, ties and selecting protocol stand in one section. A
-folder of several seeds is one run. Intervals are paired over users; a user's NDCG is the mean over
-the seeds of a run.
+Only runs of equal data, split, candidates, ties and selecting protocol stand in one section; a
+model that was trained in several splits of the same data stands in a table of splits too. A folder
+of several seeds is one run. Intervals are paired over users; a user's NDCG is the mean over the
+seeds of a run.
 """
 
 import dataclasses
@@ -21,13 +22,14 @@ from fame_jax.evaluation import significance
 from fame_jax.evaluation.metrics import PROTOCOLS
 from fame_jax.report import collect, figures_of_runs
 from fame_jax.report.collect import SELECTION, Grouping, RunReport
-from fame_jax.report.tables import spread
+from fame_jax.report.tables import spread, table_name
 
 SWEEP = 'sweep.json'
 K = 10  # cut-off of the NDCG of the tests
 # Parts of a protocol card that are equal in a section, besides the data's fingerprint.
 FACTS = ('split', 'candidates', 'masked', 'unmasked', 'ties', 'select_on')
 UNTRAINED = ('popularity', 'item_graph')
+OF_SPLIT = ('seed', 'split', 'split_at', 'split_targets')  # flags that a table of splits ignores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,12 +158,51 @@ class Sweep:
 
 
 @dataclasses.dataclass(frozen=True)
+class Row:
+    """A model in a table of splits.
+
+    Attributes:
+      title: the model's name.
+      runs: its run in each section; None where it has none.
+      stage: the stage with its figures, or the name of a baseline in the results of those runs.
+    """
+
+    title: str
+    runs: Sequence[Run | None]
+    stage: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Models with the same settings in several splits of the same data.
+
+    Attributes:
+      sections: one of each split.
+      rows: a model each, the baselines last.
+    """
+
+    sections: Sequence[Section]
+    rows: Sequence[Row]
+
+    @property
+    def names(self) -> list[str]:
+        """The split of each section."""
+        return [split_name(section.reference.first.card) for section in self.sections]
+
+    @property
+    def targets(self) -> list[int]:
+        """The number of test targets of each section."""
+        return [collect.count_targets(one.reference.first.card) for one in self.sections]
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Sections of runs, sweeps, and lines about folders that are left out."""
+    """Sections of runs, tables of splits, sweeps, and lines about folders that are left out."""
 
     sections: Sequence[Section]
     sweeps: Sequence[Sweep] = ()
     notes: Sequence[str] = ()
+    splits: Sequence[Splits] = ()
 
 
 def compare(folders: Sequence[str | Path], against: str = '') -> Comparison:
@@ -187,7 +228,8 @@ def compare(folders: Sequence[str | Path], against: str = '') -> Comparison:
     titles: dict[str, int] = {}
     found = []
     for key, members in sections.items():
-        title = str(members[0].first.card['dataset'].get('name', 'data'))
+        card = members[0].first.card
+        title = table_name(str(card['dataset'].get('name', 'data')), card.get('time_split'))
         titles[title] = titles.get(title, 0) + 1
         if titles[title] > 1:
             title = f'{title} ({titles[title]})'
@@ -199,14 +241,14 @@ def compare(folders: Sequence[str | Path], against: str = '') -> Comparison:
             )
         reference = chosen if chosen in members else members[0]
         found.append(_section(title, members, reference))
-    return Comparison(found, sweeps, notes)
+    return Comparison(found, sweeps, notes, _splits(found))
 
 
 def _key(report: RunReport) -> tuple:
     """What runs of one section share."""
     card = report.card
     facts = [str(card.get(name, '')) for name in FACTS[:-1]]
-    return (card['dataset']['fingerprint'], *facts, report.protocol)
+    return (_of_data(card), *facts, report.protocol)
 
 
 def _difference(key: tuple, first: tuple) -> str:
@@ -272,19 +314,19 @@ def _check(folder: Path, report: RunReport) -> None:
     try:
         for protocol in PROTOCOLS:
             report.metrics(report.stage, protocol)[f'ndcg@{K}']
-        users = report.card['dataset']['users']
+        targets = collect.count_targets(report.card)
         PROTOCOLS.index(report.protocol)
-        f'{users:,} {report.card["dataset"]["items"]:,}'
+        f'{targets:,} {report.card["dataset"]["users"]:,} {report.card["dataset"]["items"]:,}'
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f'{folder / "results.json"} is damaged; run --stages=evaluate again'
         ) from error
     for of_stage in report.ranks.values():
-        for rank_U in of_stage.values():
-            if len(rank_U) != users:
+        for rank_R in of_stage.values():
+            if len(rank_R) != targets:
                 raise UserError(
-                    f'{folder / "ranks.npz"} has ranks of {len(rank_U):,} users and results.json '
-                    f'has {users:,}; run --stages=evaluate again'
+                    f'{folder / "ranks.npz"} has ranks of {len(rank_R):,} targets and results.json '
+                    f'has {targets:,}; run --stages=evaluate again'
                 )
 
 
@@ -323,6 +365,43 @@ def _section(title: str, runs: Sequence[Run], reference: Run) -> Section:
         groupings=groupings,
         notes=notes,
     )
+
+
+def split_name(card: Mapping[str, Any]) -> str:
+    """The split of a protocol card in a few words."""
+    by_time = card.get('time_split')
+    return f'by time at {by_time["at"]}, {by_time["targets"]}' if by_time else 'leave one out'
+
+
+def _splits(sections: Sequence[Section]) -> list[Splits]:
+    """A table for all data whose runs of equal settings have several splits."""
+    of_data: dict[tuple, list[Section]] = {}
+    for section in sections:
+        data, _, *same = _key(section.reference.first)
+        of_data.setdefault((data, *same), []).append(section)
+    found = []
+    for some in of_data.values():
+        rows: dict[tuple, list[Run | None]] = {}
+        for place, section in enumerate(some):
+            for run in section.runs:
+                settings = _settings(run.first).items()
+                same = (run.model, *((k, v) for k, v in settings if k not in OF_SPLIT))
+                rows.setdefault(same, [None] * len(some))[place] = run
+        trained = [
+            Row(key[0], runs, next(filter(None, runs)).stage)
+            for key, runs in rows.items()
+            if len(runs) - runs.count(None) > 1
+        ]
+        if trained:
+            found.append(Splits(some, trained + _untrained_rows(some)))
+    return found
+
+
+def _untrained_rows(sections: Sequence[Section]) -> list[Row]:
+    """A row for each baseline that the results of all sections have."""
+    references = [section.reference for section in sections]
+    names = [name for name in UNTRAINED if all(name in one.untrained for one in sections)]
+    return [Row(references[0].first.names[name], references, name) for name in names]
 
 
 def _limits(run: Run) -> list[str]:
@@ -408,13 +487,24 @@ def _group(runs: Sequence[Run], notes: list[str]) -> Sequence[Grouping]:
     folder = find_data(runs)
     if folder is None:
         notes.append('no groups of users: the prepared data are in none of the runs’ folders')
-    return collect.group_users(Dataset.load(folder), ranks) if folder and ranks else ()
+    if folder is None or not ranks:
+        return ()
+    data, by_time = Dataset.load(folder), runs[0].first.card.get('time_split')
+    if by_time:
+        data = data.split_by_time(by_time['at'], by_time['targets'])
+    return collect.group_users(data, ranks)
+
+
+def _of_data(card: Mapping[str, Any]) -> str:
+    """The fingerprint of the prepared data, which is the same in every split of them."""
+    by_time = card.get('time_split')
+    return by_time['data_sha256'] if by_time else card['dataset']['fingerprint']
 
 
 def find_data(runs: Iterable[Run]) -> Path | None:
     """The folder of the prepared data: of a run, beside its seeds, or the one of --prepared."""
     for run in runs:
-        fingerprint = run.first.card['dataset']['fingerprint']
+        fingerprint = _of_data(run.first.card)
         prepared = str(run.first.card.get('config', {}).get('prepared') or '')
         places = [run.folder, run.folder.resolve().parent, *([Path(prepared)] if prepared else [])]
         for place in places:

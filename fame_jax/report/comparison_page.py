@@ -1,13 +1,13 @@
 """The HTML page of a comparison, from the elements of html.py, and its tables for a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fame_jax.evaluation import lists
 from fame_jax.evaluation.metrics import PROTOCOLS
 from fame_jax.report import figures, figures_of_runs, html
-from fame_jax.report.collect import SELECTION, Curves, limit_lines
-from fame_jax.report.comparison import Comparison, Run, Section, Sweep, Test
+from fame_jax.report.collect import SELECTION, Curves, count_targets, limit_lines
+from fame_jax.report.comparison import Comparison, Run, Section, Splits, Sweep, Test
 from fame_jax.report.figures_of_runs import MOST
 from fame_jax.report.html import chart, number, panels, table, text
 from fame_jax.screen import grid, one_line, short
@@ -17,6 +17,7 @@ SHOWN = ('hr@10', 'ndcg@10', 'ndcg@20')  # metrics on the terminal
 COLUMNS = ('ndcg@10', 'hr@10', 'ndcg@20', 'hr@20', 'mrr')
 NAME = 40  # characters of a run's name on the terminal
 COVERAGE = 'coverage@10'
+SPLIT_METRICS = ('hr@10', 'ndcg@10')  # of a table of splits
 CHANCE = (
     'Intervals are paired over users, by Student’s t, and each is of one comparison: of twenty '
     'models that are equally good, about one has an interval without 0 by chance. Another seed '
@@ -40,6 +41,9 @@ def page(comparison: Comparison) -> str:
         }.items():
             heading = heading[0].lower() + heading[1:] if prefix else heading
             sections[f'{name}-{n}'] = (prefix + heading, body)
+    for n, splits in enumerate(comparison.splits):
+        heading = f'{text(splits.sections[0].title)}: the same models in {len(splits.names)} splits'
+        sections[f'splits-{n}'] = (heading, _splits(splits))
     for n, sweep in enumerate(comparison.sweeps):
         sections[f'sweep-{n}'] = (
             f'Sweep {text(sweep.folder)}',
@@ -171,6 +175,49 @@ def _metrics(section: Section, n: int) -> str:
 
 def _has_seeds(section: Section) -> bool:
     return any(len(run.reports) > 1 for run in section.runs)
+
+
+def _splits(splits: Splits) -> str:
+    """A table for each protocol: a row for each model, its figures in each split."""
+    parts = []
+    for protocol in PROTOCOLS:
+        kinds = [
+            'floor' if row.stage in splits.sections[0].untrained else '' for row in splits.rows
+        ]
+        rows = [[text(row[0], 200), *row[1:]] for row in _split_rows(splits, protocol, _mean)]
+        parts.append(f'<h3>{protocol.capitalize()}</h3>')
+        parts.append(table(_split_head(splits, ''), rows, kinds=kinds))
+    return ''.join(parts) + f'<p class="note">{_split_note(splits)}</p>'
+
+
+def _split_head(splits: Splits, first: str) -> list[str]:
+    return [first, *(f'{m.upper()}, {name}' for name in splits.names for m in SPLIT_METRICS)]
+
+
+def _split_rows(
+    splits: Splits, protocol: str, show: Callable[[Mapping[str, Any] | None], str]
+) -> list[list[str]]:
+    """The test figures of each model, as `show` writes a mean and its deviation over seeds."""
+    return [
+        [
+            row.title,
+            *(
+                show(run.spread('test', protocol, metric, stage=row.stage) if run else None)
+                for run in row.runs
+                for metric in SPLIT_METRICS
+            ),
+        ]
+        for row in splits.rows
+    ]
+
+
+def _split_note(splits: Splits) -> str:
+    counts = ', '.join(f'{n:,} ({name})' for n, name in zip(splits.targets, splits.names))
+    return (
+        f'Test targets: {counts}. Only models with the same settings in several splits are shown. '
+        'The figures of two splits are of other targets and have no paired test; in leave one out '
+        'training contains actions of other users after a target, in a split by time it does not.'
+    )
 
 
 def _first(section: Section) -> tuple[Sequence[Run], str]:
@@ -357,10 +404,10 @@ def terminal(comparison: Comparison) -> str:
     parts = []
     for section in comparison.sections:
         card = section.reference.first.card['dataset']
-        parts.append(
-            f'{section.title}, test: all {card["users"]:,} users, each against all '
-            f'{card["items"]:,} items'
-        )
+        targets = count_targets(section.reference.first.card)
+        by_time = 'time_split' in section.reference.first.card
+        which = f'{targets:,} targets' if by_time else f'all {targets:,} users'
+        parts.append(f'{section.title}, test: {which}, each against all {card["items"]:,} items')
         for protocol in PROTOCOLS:
             parts.append(_block(section, protocol))
         if section.settings:
@@ -371,6 +418,14 @@ def terminal(comparison: Comparison) -> str:
             head = ['flags that differ', *(one_line(run.name, NAME) for run in section.runs)]
             parts.append(grid(head, rows))
         parts += ['\n'.join(section.notes)] if section.notes else []
+    for splits in comparison.splits:
+        for protocol in PROTOCOLS:
+            rows = [
+                [one_line(row[0], NAME), *row[1:]] for row in _split_rows(splits, protocol, _plain)
+            ]
+            head = _split_head(splits, f'{protocol}, each split')
+            parts.append(grid(head, rows, right=range(1, len(head))))
+        parts.append(_split_note(splits))
     for sweep in comparison.sweeps:
         rows = [
             [one_line(name, 80), short(mean) + (f' ± {short(sd)}' if sd else '')]

@@ -25,13 +25,20 @@ def starting_values(given: config_flags.Given, stored: Mapping[str, Any]) -> dic
       stored: the flags.cfg of the run in --from.
 
     Raises:
-      UserError: when the folder is no trained run, or the update has no folder of its own.
+      UserError: when the folder is no trained run, the update has no folder of its own, or
+        --split_at is given and the run is not split by time.
     """
     run, stage = given.get('from_run'), last_stage(given.get('from_run'))
     if not stored:
         raise UserError(f'--from={run} holds no flags.cfg and is no run; give the folder of a run')
     if not given.values.get('workdir'):
         raise UserError('--append needs a folder for the updated run; add --workdir=FOLDER')
+    split = stored.get('split', FLAGS['split'].default)
+    if split != 'time' and 'split_at' in given.values:
+        raise UserError(
+            f'--split_at={given.get("split_at")}: the run of --from has --split={split}, which an '
+            'update keeps; leave --split_at out'
+        )
     values = {name: value for name, value in stored.items() if name not in OWN and binds(name)}
     rate = 'learning_rate' if stage == 'pretrain' else 'finetune_learning_rate'
     share = 1 if stored.get('append') else RATE  # once, however many updates follow

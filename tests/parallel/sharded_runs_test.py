@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from device_fixtures import EIGHT, MESHES, on_eight
+from device_fixtures import EIGHT, MESHES, environment_of, on_eight
 
 from fame_jax import stages
 from fame_jax.config import flags
@@ -112,12 +112,8 @@ def start_two(folder, *more, devices=4):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-        # Both compile the same programs at once, and could read a half-written cache entry.
-        'JAX_ENABLE_COMPILATION_CACHE': 'false',
-    }
+    # Both compile the same programs at once, and could read a half-written cache entry.
+    environment = environment_of(devices) | {'JAX_ENABLE_COMPILATION_CACHE': 'false'}
     command = [sys.executable, '-m', 'fame_jax.main', *FLAGS, *more, f'--workdir={folder}']
     processes = []
     for i in range(2):

@@ -10,6 +10,7 @@ from report_fixtures import ODD_NAMES, edit_results, make_compared_run
 from fame_jax.report import comparison_page
 from fame_jax.report.comparison import compare
 from fame_jax.report.figures_of_runs import MOST
+from fame_jax.report.html import number
 from fame_jax.screen import short
 
 SWEEP = {
@@ -38,14 +39,15 @@ def section_of(source, name):
 
 @pytest.fixture(scope='module')
 def found(tmp_path_factory):
-    """Two runs, one of two seeds, one of other data, and a sweep."""
+    """Two runs, one of two seeds, one of another split, and a sweep."""
     folder = tmp_path_factory.mktemp('runs')
     paths = [make_compared_run(folder / 'a', 0, better=20, stages=('pretrain', 'finetune'))]
     paths.append(make_compared_run(folder / 'b', 3, config={'learning_rate': 0.01}))
     for seed in (0, 1):
         make_compared_run(folder / 'seeds' / f'seed_{seed}', seed + 5, card={'seed': seed})
     paths.append(folder / 'seeds')
-    paths.append(make_compared_run(folder / 'other', 1, card={'split': 'by time'}))
+    by_time = {'split': 'time', 'split_at': '0.8'}
+    paths.append(make_compared_run(folder / 'other', 1, config=by_time, split_at=0.8))
     make_compared_run(folder / 'sweep' / 'x=2', 2, config={'pretrain_epochs': 2})
     (folder / 'sweep' / 'sweep.json').write_text(json.dumps(SWEEP))
     return compare([*paths, folder / 'sweep'])
@@ -60,7 +62,7 @@ def test_the_page_has_its_sections_and_is_self_contained(source):
     topics = ('metrics', 'curves', 'settings', 'groups', 'coverage', 'runs')
     of_first = [f'{topic}-0' for topic in topics]
     of_second = [f'{topic}-1' for topic in topics if topic != 'settings']  # of a single run
-    assert sections(source) == [*of_first, *of_second, 'sweep-0']
+    assert sections(source) == [*of_first, *of_second, 'splits-0', 'sweep-0']
     reader = Reader(source)
     assert reader.faults == []
     assert not {'script', 'link', 'iframe', 'object', 'form'} & {tag for tag, _ in reader.tags}
@@ -112,6 +114,25 @@ def test_settings_that_differ_are_a_row_each(source):
     assert rows[0] == ['', 'a', 'b', 'seeds', 'x=2']
     assert ['--learning_rate', '0.001', '0.01', '0.001', '0.001'] in rows
     assert not any(row[0] in ('--patience', '--workdir') for row in rows)
+
+
+def test_the_splits_stand_beside_each_other(found, source):
+    """A row of the model that both have, and one of the baseline, on the page and as text."""
+    (splits,) = found.splits
+    table = rows_of(section_of(source, 'splits-0'))
+    assert table[0] == [
+        '',
+        *(f'{metric}, leave one out' for metric in ('HR@10', 'NDCG@10')),
+        *(f'{metric}, by time at 0.8, last' for metric in ('HR@10', 'NDCG@10')),
+    ]
+    assert [row[0] for row in table[1:3]] == ['PRETRAIN', 'POPULARITY']
+    seeds, other = splits.rows[0].runs
+    assert (seeds.name, other.name) == ('seeds', 'other')
+    of_seeds = seeds.spread('test', 'masked', 'ndcg@10')
+    assert table[1][2] == f'{number(of_seeds["mean"])} ± {number(of_seeds["sd"])}'
+    assert table[1][4] == number(other.spread('test', 'masked', 'ndcg@10')['mean'])
+    text = comparison_page.terminal(found)
+    assert 'unmasked, each split' in text and f'40 (leave one out), {splits.targets[1]} (' in text
 
 
 def test_curves_are_by_stage_and_by_the_users_that_select(found, tmp_path):

@@ -125,6 +125,56 @@ def test_what_cannot_be_compared_is_in_a_section_of_its_own(runs, change, word):
     assert note.startswith(f'b: other {word} than a')
 
 
+def test_a_model_in_several_splits_is_a_row(runs, tmp_path):
+    """With equal settings, whatever the seed; the runs of both splits have the same data."""
+    by_time = {'split': 'time', 'split_at': '0.8'}
+    for seed in (2, 3):
+        make_compared_run(
+            tmp_path / 'time' / f'seed_{seed}', seed, config=by_time, split_at=0.8, better=seed
+        )
+    late = make_compared_run(tmp_path / 'late', config=by_time | {'split_at': '0.9'}, split_at=0.9)
+    other = make_compared_run(
+        tmp_path / 'other', config=by_time | {'learning_rate': 0.5}, split_at=0.8
+    )
+    found = compare([*runs, tmp_path / 'time', late, other])
+    titles = [section.title.partition(' at ')[0] for section in found.sections]
+    assert titles == ['toys', 'toys, split by time', 'toys, split by time']
+    assert [[run.name for run in one.runs] for one in found.sections][1:] == [
+        ['time', 'other'],
+        ['late'],
+    ]
+    (splits,) = found.splits
+    assert splits.names == ['leave one out', 'by time at 0.8, last', 'by time at 0.9, last']
+    assert splits.targets == [
+        COMPARED_USERS,
+        *(len(ranks_of(one, 'masked')) for one in (tmp_path / 'time' / 'seed_2', late)),
+    ]
+    assert [(row.title, [run.name for run in row.runs]) for row in splits.rows] == [
+        ('PRETRAIN', ['seeds', 'time', 'late']),
+        ('POPULARITY', ['a', 'time', 'late']),
+    ]
+    row = splits.rows[0]
+    means = [mean(map(ndcg, ranks_of(tmp_path / 'time' / f'seed_{s}', 'masked'))) for s in (2, 3)]
+    assert row.runs[1].spread('test', 'masked', 'ndcg@10')['mean'] == pytest.approx(mean(means))
+    notes = [note.partition(' than ')[0] for note in found.notes]
+    assert notes == ['time, other: other split', 'late: other split']
+
+
+def test_there_is_no_table_of_splits_without_a_model_in_several(runs, tmp_path):
+    late = make_compared_run(tmp_path / 'late', config={'learning_rate': 0.5}, split_at=0.9)
+    assert not compare([*runs, late]).splits
+    edit_results(runs[1], lambda card, results: card.update(select_on='unmasked'))
+    assert not compare(runs).splits  # another selection is no other split
+
+
+def test_groups_of_a_split_by_time_are_of_its_targets(tmp_path):
+    run = make_compared_run(tmp_path / 'run', split_at=0.9)
+    (section,) = compare([run]).sections
+    for grouping in section.groupings:
+        assert sum(row['users'] for row in grouping.rows) == len(ranks_of(run, 'masked'))
+    assert len(section.groupings) == 2 and not section.notes
+
+
 def test_only_flags_that_differ_are_shown(runs, tmp_path):
     (section,) = compare(runs).sections
     assert section.settings == [
@@ -257,7 +307,7 @@ def damaged_sweep(runs):
     [
         (no_results, 'a is left out: it has no results'),
         (damaged_ranks, r'ranks\.npz cannot be read .*--stages=evaluate again'),
-        (other_users, r'ranks\.npz has ranks of 40 users and results\.json has 41'),
+        (other_users, r'ranks\.npz has ranks of 40 targets and results\.json has 41'),
         (no_metric, r'results\.json is damaged; run --stages=evaluate again'),
         (other_model_of_a_seed, 'seed_5 and seed_0 are not the same model'),
         (damaged_sweep, r'sweep\.json is damaged'),

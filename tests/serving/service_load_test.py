@@ -312,7 +312,6 @@ def test_a_stop_answers_what_has_arrived(folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
     )
     try:
         line = process.stdout.readline()

@@ -113,7 +113,7 @@ def start(*argv):
     return subprocess.Popen(
         [sys.executable, '-m', 'fame_jax.main', *argv],
         cwd=ROOT,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

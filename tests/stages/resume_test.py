@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from device_fixtures import environment_of
 from fixtures import ROOT
 
 from fame_jax.config.flags import read as read_flags
@@ -47,16 +48,10 @@ def run(workdir, *more):
 
 def start(workdir, *more, devices=1):
     """Another process with the same compiled programs."""
-    environment = {
-        **os.environ,
-        'JAX_PLATFORMS': 'cpu',
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': str(jax.config.read('jax_disable_most_optimizations')),
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}' if devices > 1 else '',
-    }
     return subprocess.Popen(
         [sys.executable, '-m', 'fame_jax.main', *FLAGS, f'--workdir={workdir}', *more],
         cwd=ROOT,
-        env=environment,
+        env=environment_of(devices) | {'JAX_PLATFORMS': 'cpu'},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -363,6 +363,8 @@ def test_one_flag_without_the_other(logs, old, tmp_path, capsys):
     argv = [f'--append={logs}/new.csv', f'--from={old}', '--progress=none']
     assert main(argv) == 2
     assert '--append needs a folder for the updated run' in capsys.readouterr().err
+    assert main([*argv, f'--workdir={tmp_path}/run', '--split_at=.5']) == 2
+    assert '--split_at=.5: the run of --from has --split=leave_one_out' in capsys.readouterr().err
     assert main(['--stages=update', f'--workdir={tmp_path}/run', '--progress=none']) == 2
     assert 'needs new actions and the run' in capsys.readouterr().err
 

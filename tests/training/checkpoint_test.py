@@ -1,7 +1,6 @@
 """A checkpoint is restored bit by bit, or refused in one line; it is never restored in part."""
 
 import gc
-import os
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from device_fixtures import environment_of
 
 from fame_jax.errors import UserError
 from fame_jax.training.checkpoint import Checkpoints
@@ -397,9 +397,8 @@ with Checkpoints(Path(sys.argv[1])) as checkpoints:
 
 
 def test_a_checkpoint_of_another_device_is_restored_here(tmp_path):
-    environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
     command = [sys.executable, '-c', SAVE_ON_THE_LAST_OF_FOUR, str(tmp_path / 'stage')]
-    subprocess.run(command, env=environment, check=True)
+    subprocess.run(command, env=environment_of(4), check=True)
     like = jax.eval_shape(lambda: {'w': jnp.zeros(3)})
     with Checkpoints(tmp_path / 'stage') as checkpoints:
         found = checkpoints.restore(best=like)['best']
