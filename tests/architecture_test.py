@@ -4,6 +4,8 @@ Imports are read from the source text, so that made-up files can be checked too.
 """
 
 import ast
+import re
+import subprocess
 
 import pytest
 from fixtures import ROOT
@@ -155,3 +157,18 @@ def test_clean_made_up_imports_have_no_fault():
 def test_the_root_of_the_package_is_small():
     assert len(list((ROOT / PACKAGE).glob('*.py'))) <= 10
     assert len(ROWS) <= 8
+
+
+@pytest.mark.skipif(not (ROOT / '.git').exists(), reason='no checkout')
+def test_names_of_files_are_plain():
+    """A quote that the shell reads otherwise than meant leaves a file named by a sentence."""
+    listed = subprocess.run(
+        ['git', 'ls-files', '--cached', '--others', '--exclude-standard', '-z'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = listed.stdout.split('\0')[:-1]
+    assert 'README.md' in names
+    assert [name for name in names if not re.fullmatch(r'[\w./-]+', name, re.ASCII)] == []

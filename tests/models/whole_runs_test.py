@@ -73,7 +73,7 @@ def test_a_ring_is_learned(name, tmp_path):
 
 @pytest.mark.parametrize('name', first_of_each(epoch_kind))
 def test_a_run_stopped_inside_an_epoch_ends_as_an_uninterrupted_one(name, tmp_path, monkeypatch):
-    world = ['--synthetic=users=60,items=40', '--pretrain_epochs=2', '--checkpoint_seconds=0']
+    world = ['--synthetic=users=60,items=40', '--pretrain_epochs=2', '--checkpoint_seconds=1000']
     world += ['--rows_per_step=32'] if MODELS[name].row_layout == 'prefixes' else []
     assert main(flags(name, tmp_path / 'whole', *world)) == 0
     lines = (tmp_path / 'whole' / 'metrics.jsonl').read_text().splitlines()
@@ -88,7 +88,8 @@ def test_a_run_stopped_inside_an_epoch_ends_as_an_uninterrupted_one(name, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(step.Program, '__call__', call_or_stop)
-        assert main(flags(name, tmp_path / 'stopped', *world)) == 130
+        stopped = flags(name, tmp_path / 'stopped', *world, '--checkpoint_seconds=0')
+        assert main(stopped) == 130
     assert main(flags(name, tmp_path / 'stopped', *world)) == 0
     for one, other in zip(arrays(tmp_path / 'whole'), arrays(tmp_path / 'stopped'), strict=True):
         np.testing.assert_array_equal(one, other)

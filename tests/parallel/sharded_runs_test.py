@@ -26,6 +26,7 @@ FLAGS = [
     *('--synthetic=users=120,items=45', '--k_core=0', '--width=8'),
     *('--pretrain_epochs=2', '--finetune_epochs=2', '--num_experts=2', '--max_length=12'),
     *('--rows_per_step=8', '--row_length=16', '--loss_chunk=7,0', '--progress=lines'),
+    '--num_blocks=1',
 ]
 
 

@@ -236,7 +236,7 @@ def test_seeds_that_do_not_fit_train_in_groups(tmp_path, monkeypatch, capsys):
 def test_interrupted_anywhere_they_end_with_the_same_bits(tmp_path, monkeypatch, block):
     """Before a block the files are those that a kill leaves there."""
     seeds = (0, 7)
-    more = [*FAME, seeds_of(seeds), '--members=vmap', '--checkpoint_seconds=0']
+    more = [*FAME, seeds_of(seeds), '--members=vmap', '--checkpoint_seconds=1000']
     more += ['--finetune_epochs=1', '--rows_per_step=8']
     assert run(tmp_path / 'whole', *more) == 0
     call, blocks = Program.__call__, []
@@ -249,7 +249,7 @@ def test_interrupted_anywhere_they_end_with_the_same_bits(tmp_path, monkeypatch,
 
     with monkeypatch.context() as patch:
         patch.setattr(Program, '__call__', stop)
-        assert run(tmp_path / 'cut', *more) == 130
+        assert run(tmp_path / 'cut', *more, '--checkpoint_seconds=0') == 130
     assert run(tmp_path / 'cut', *more) == 0
     for seed in seeds:
         for stage in ('pretrain', 'finetune'):
@@ -264,7 +264,7 @@ def test_interrupted_after_a_seed_has_ended_the_others_end_with_the_same_bits(
     tmp_path, monkeypatch, capsys
 ):
     """The ended seed is not trained again, and its place in the program is filled."""
-    more = ['--model=sasrec', '--num_blocks=1', '--members=vmap', '--checkpoint_seconds=0']
+    more = ['--model=sasrec', '--num_blocks=1', '--members=vmap', '--checkpoint_seconds=1000']
     more += ['--pretrain_epochs=30', '--patience=2', '--learning_rate=0.03', seeds_of()]
     assert run(tmp_path / 'whole', *more) == 0
     curves = [validation(tmp_path / 'whole' / f'seed_{seed}') for seed in SEEDS]
@@ -281,7 +281,7 @@ def test_interrupted_after_a_seed_has_ended_the_others_end_with_the_same_bits(
 
     with monkeypatch.context() as patch:
         patch.setattr(Program, '__call__', stop)
-        assert run(tmp_path / 'cut', *more) == 130
+        assert run(tmp_path / 'cut', *more, '--checkpoint_seconds=0') == 130
     capsys.readouterr()
     assert run(tmp_path / 'cut', *more, '--progress=lines') == 0
     assert 'pretrain: finished before' in capsys.readouterr().err
