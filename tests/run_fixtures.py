@@ -189,3 +189,20 @@ def histories_of(run):
         for start, end in zip(data.offsets[:-1], data.offsets[1:])
     ]
     return [*histories, ['unknown'], [], [data.item_ids[3]] * 5, data.item_ids[1:] * 3]
+
+
+def largest_difference(first, second):
+    """Of all leaves but the keys' biases.
+
+    The gradient by a key's bias is 0, since it moves all scores of a query alike; Adam makes steps
+    of its rounding.
+    """
+    differences = [
+        np.abs(np.asarray(leaf) - np.asarray(other)).max()
+        for (path, leaf), other in zip(
+            jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True
+        )
+        if path[-1].key != 'key_bias'
+    ]
+    assert differences
+    return max(differences)

@@ -72,6 +72,8 @@ def _headline(section: Section) -> str:
     protocol, best = section.protocol, section.best
     card = section.reference.first.card['dataset']
     words = [f'{text(section.title)}: {card["users"]:,} users, {card["items"]:,} items.']
+    if 'time_split' in section.reference.first.card:
+        words.append(f'{count_targets(section.reference.first.card):,} test targets.')
     if best is None:
         words.append('No best run: a run has no validation figures.')
         return ' '.join(words)

@@ -106,6 +106,8 @@ def test_the_headline_names_the_best_by_validation_with_its_interval(found, sour
     assert 'The best run by validation NDCG@20 (masked) is seeds' in header
     assert str(interval) in header
     assert 'Ended at a limit of epochs and not by patience: x=2;' in header
+    targets = found.splits[0].targets[1]
+    assert f'last: 40 users, 20 items. {targets} test targets.' in header
     assert 'other: other split than a; figures of different sections cannot be compared' in header
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from run_fixtures import largest_difference
 
 from fame_jax import machine, run_dir, stages
 from fame_jax.config import flags
@@ -45,23 +46,6 @@ def best(workdir, stage):
     """The parameters of a stage's best epoch."""
     (step,) = (p for p in (workdir / 'checkpoints' / stage).iterdir() if p.name.isdigit())
     return ocp.StandardCheckpointer().restore(step.absolute() / 'best')
-
-
-def largest_difference(first, second):
-    """Of all leaves but the keys' biases.
-
-    The gradient by a key's bias is 0, since it moves all scores of a query alike; Adam makes steps
-    of its rounding.
-    """
-    differences = [
-        np.abs(np.asarray(leaf) - np.asarray(other)).max()
-        for (path, leaf), other in zip(
-            jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True
-        )
-        if path[-1].key != 'key_bias'
-    ]
-    assert differences
-    return max(differences)
 
 
 def validation(workdir):
