@@ -131,8 +131,9 @@ class FAMEBlock(nn.Module):
         """The attention output of each expert of each head (eqs. 13-15), and its weights."""
         settings, width = self.settings, x_BLD.shape[-1]
         shape_HDK = (settings.num_heads, width, width // settings.num_heads)
-        key_BLHK = layers.project(self, 'key', shape_HDK, 'BLD,HDK->BLHK', x_BLD, settings)
-        value_BLHK = layers.project(self, 'value', shape_HDK, 'BLD,HDK->BLHK', x_BLD, settings)
+        key_BLHK, value_BLHK = layers.project_all(
+            self, ('key', 'value'), shape_HDK, x_BLD, settings
+        )
         logits = (
             mask_BQS,
             layers.relative_bias(self, x_BLD.shape[1], query_BLHNK.shape[1], settings),

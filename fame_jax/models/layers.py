@@ -8,7 +8,7 @@ it is placed in a row.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -171,10 +171,14 @@ class Attention(nn.Module):
         settings, width = self.settings, x_BLD.shape[-1]
         head_width = width // settings.num_heads
         shape_HDK = (settings.num_heads, width, head_width)
-        query_input_BQD = x_BLD[:, -1:] if last else x_BLD
-        query_BQHK = project(self, 'query', shape_HDK, 'BQD,HDK->BQHK', query_input_BQD, settings)
-        key_BSHK = project(self, 'key', shape_HDK, 'BSD,HDK->BSHK', x_BLD, settings)
-        value_BSHK = project(self, 'value', shape_HDK, 'BSD,HDK->BSHK', x_BLD, settings)
+        if last:
+            query_input_BQD, equation = x_BLD[:, -1:], 'BQD,HDK->BQHK'
+            query_BQHK = project(self, 'query', shape_HDK, equation, query_input_BQD, settings)
+            key_BSHK, value_BSHK = project_all(self, ('key', 'value'), shape_HDK, x_BLD, settings)
+        else:
+            query_BQHK, key_BSHK, value_BSHK = project_all(
+                self, ('query', 'key', 'value'), shape_HDK, x_BLD, settings
+            )
         mixed_BQHNK, weight_BHNQS = attend(
             query_BQHK[:, :, :, None],
             key_BSHK,
@@ -211,6 +215,30 @@ def project(
         bias = module.param(f'{name}_bias', nn.initializers.zeros, bias_shape)
         y += jnp.expand_dims(bias, range(y.ndim - bias.ndim)).astype(settings.dtype)
     return y
+
+
+def project_all(
+    module: nn.Module,
+    names: Sequence[str],
+    shape: tuple[int, int, int],
+    x_BLD: Array,
+    settings: AttentionSettings,
+) -> Array:
+    """Several projections of x as one product, y_PBLHK; the parameters are those of `project`.
+
+    A GPU starts a kernel for each product, of the forward and of the backward pass.
+    """
+    kernels, biases = [], []
+    for name in names:
+        kernels.append(module.param(name, normal_init, shape))
+        if settings.bias:
+            bias_shape = (shape[0], shape[2])
+            biases.append(module.param(f'{name}_bias', nn.initializers.zeros, bias_shape))
+    kernel_PHDK = jnp.stack(kernels).astype(settings.dtype)
+    y_PBLHK = jnp.einsum('BLD,PHDK->PBLHK', x_BLD, kernel_PHDK)
+    if biases:
+        y_PBLHK += jnp.stack(biases)[:, None, None].astype(settings.dtype)
+    return y_PBLHK
 
 
 def relative_bias(

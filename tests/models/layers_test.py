@@ -206,6 +206,43 @@ def test_block_computes_the_last_column_alone(length):
     assert_close(last['attention_BHNQS'], full['attention_BHNQS'][..., -1:, :], 1e-6)
 
 
+class Apart(nn.Module):
+    """Queries, keys and values by a product each."""
+
+    settings: AttentionSettings
+
+    @nn.compact
+    def __call__(self, x_BLD):
+        shape, names = (2, 6, 3), ('query', 'key', 'value')
+        return [
+            layers.project(self, n, shape, 'BLD,HDK->BLHK', x_BLD, self.settings) for n in names
+        ]
+
+
+class Together(Apart):
+    """The same by one product."""
+
+    @nn.compact
+    def __call__(self, x_BLD):
+        return layers.project_all(self, ('query', 'key', 'value'), (2, 6, 3), x_BLD, self.settings)
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_projections_together_are_those_apart(bias):
+    """Of the same parameters, which also start alike; one product of matrices in place of three."""
+    settings, x_BLD = AttentionSettings(2, bias=bias), jnp.ones((1, 2, 6)).cumsum(axis=2)
+    apart, together = Apart(settings), Together(settings)
+    params = apart.init(new_key(0), x_BLD)
+    jax.tree.map(np.testing.assert_array_equal, params, together.init(new_key(0), x_BLD))
+    params = random_tree(params)
+    products = []
+    for module in (apart, together):
+        products.append(str(jax.make_jaxpr(module.apply)(params, x_BLD)).count('dot_general['))
+    assert products == [3, 1]
+    for one, other in zip(apart.apply(params, x_BLD), together.apply(params, x_BLD), strict=True):
+        assert_close(one, other)
+
+
 def test_block_depends_on_the_positions_of_the_mask_alone():
     block, params, x_BLD, mask_BLL, segments_BL = make_block(5)
     direction_D = np.random.default_rng(2).normal(size=8).astype(np.float32)
