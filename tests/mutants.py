@@ -2340,16 +2340,16 @@ MUTANTS = [
     ),
     Mutant(
         'the best of compared runs by test',
-        'report/comparison.py',
+        'report/comparison_record.py',
         "run.spread('validation', self.protocol, SELECTION)",
         "run.spread('test', self.protocol, SELECTION)",
         'report/comparison_test.py -k best_run',
     ),
     Mutant(
         'runs of other splits are compared',
-        'report/comparison.py',
-        'return (_of_data(card), *facts, report.protocol)',
-        "return (_of_data(card), '', '', '', '', '', report.protocol)",
+        'report/compared_runs.py',
+        'return (data_of(card), *facts, report.protocol)',
+        "return (data_of(card), '', '', '', '', '', report.protocol)",
         'report/comparison_test.py -k own',
     ),
     Mutant(

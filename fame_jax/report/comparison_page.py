@@ -7,7 +7,7 @@ from fame_jax.evaluation import lists
 from fame_jax.evaluation.metrics import PROTOCOLS
 from fame_jax.report import figures, figures_of_runs, html
 from fame_jax.report.collect import SELECTION, Curves, count_targets, limit_lines
-from fame_jax.report.comparison import Comparison, Run, Section, Splits, Sweep, Test
+from fame_jax.report.comparison_record import Comparison, Run, Section, Splits, Sweep, Test
 from fame_jax.report.figures_of_runs import MOST
 from fame_jax.report.html import chart, number, panels, table, text
 from fame_jax.screen import grid, one_line, short
