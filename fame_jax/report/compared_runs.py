@@ -74,6 +74,7 @@ def _check(folder: Path, report: RunReport) -> None:
         for protocol in PROTOCOLS:
             report.metrics(report.stage, protocol)['ndcg@10']
         targets = collect.count_targets(report.card)
+        data_of(report.card)
         PROTOCOLS.index(report.protocol)
         f'{targets:,} {report.card["dataset"]["users"]:,} {report.card["dataset"]["items"]:,}'
     except (KeyError, TypeError, ValueError) as error:

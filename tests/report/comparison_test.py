@@ -292,6 +292,13 @@ def no_metric(runs):
     return runs, ''
 
 
+def no_fingerprint(runs):
+    edit_results(
+        runs[0], lambda card, _: card.update(time_split={'test': {'targets': COMPARED_USERS}})
+    )
+    return runs, ''
+
+
 def other_model_of_a_seed(runs):
     edit_results(runs[2] / 'seed_5', lambda _, results: results['pretrain'].update(model='GRU'))
     return runs, ''
@@ -309,6 +316,7 @@ def damaged_sweep(runs):
         (damaged_ranks, r'ranks\.npz cannot be read .*--stages=evaluate again'),
         (other_users, r'ranks\.npz has ranks of 40 targets and results\.json has 41'),
         (no_metric, r'results\.json is damaged; run --stages=evaluate again'),
+        (no_fingerprint, r'results\.json is damaged; run --stages=evaluate again'),
         (other_model_of_a_seed, 'seed_5 and seed_0 are not the same model'),
         (damaged_sweep, r'sweep\.json is damaged'),
         (lambda runs: ([*runs, runs[0].parent / 'no'], ''), 'no is no folder of a run'),
