@@ -208,13 +208,9 @@ def project(
     The parameter's axes are heads first, D second to last, K last; the bias has the same axes
     without D.
     """
-    kernel = module.param(name, normal_init, shape).astype(settings.dtype)
+    kernel, bias = _projection(module, name, shape, settings)
     y = jnp.einsum(equation, x, kernel)
-    if settings.bias:
-        bias_shape = (*shape[:-2], shape[-1])
-        bias = module.param(f'{name}_bias', nn.initializers.zeros, bias_shape)
-        y += jnp.expand_dims(bias, range(y.ndim - bias.ndim)).astype(settings.dtype)
-    return y
+    return y if bias is None else y + jnp.expand_dims(bias, range(y.ndim - bias.ndim))
 
 
 def project_all(
@@ -224,21 +220,26 @@ def project_all(
     x_BLD: Array,
     settings: AttentionSettings,
 ) -> Array:
-    """Several projections of x as one product, y_PBLHK; the parameters are those of `project`.
+    """Several projections of x by one product of matrices: y_PBLHK, P in the order of the names.
 
-    A GPU starts a kernel for each product, of the forward and of the backward pass.
+    It computes what `project` does for each name, with the same parameters. A GPU starts kernels
+    for each product, in the forward and in the backward pass, so that one is faster than several.
     """
-    kernels, biases = [], []
-    for name in names:
-        kernels.append(module.param(name, normal_init, shape))
-        if settings.bias:
-            bias_shape = (shape[0], shape[2])
-            biases.append(module.param(f'{name}_bias', nn.initializers.zeros, bias_shape))
-    kernel_PHDK = jnp.stack(kernels).astype(settings.dtype)
-    y_PBLHK = jnp.einsum('BLD,PHDK->PBLHK', x_BLD, kernel_PHDK)
-    if biases:
-        y_PBLHK += jnp.stack(biases)[:, None, None].astype(settings.dtype)
-    return y_PBLHK
+    kernels, biases = zip(*(_projection(module, name, shape, settings) for name in names))
+    y_PBLHK = jnp.einsum('BLD,PHDK->PBLHK', x_BLD, jnp.stack(kernels))
+    return y_PBLHK + jnp.stack(biases)[:, None, None] if settings.bias else y_PBLHK
+
+
+def _projection(
+    module: nn.Module, name: str, shape: tuple[int, ...], settings: AttentionSettings
+) -> tuple[Array, Array | None]:
+    """The kernel of a projection, and its bias if the settings have one, in their dtype."""
+    kernel = module.param(name, normal_init, shape).astype(settings.dtype)
+    if not settings.bias:
+        return kernel, None
+    bias_shape = (*shape[:-2], shape[-1])
+    bias = module.param(f'{name}_bias', nn.initializers.zeros, bias_shape)
+    return kernel, bias.astype(settings.dtype)
 
 
 def relative_bias(
