@@ -2348,8 +2348,8 @@ MUTANTS = [
     Mutant(
         'runs of other splits are compared',
         'report/compared_runs.py',
-        'return (data_of(card), *facts, report.protocol)',
-        "return (data_of(card), '', '', '', '', '', report.protocol)",
+        'return Key(data_of(report.card), *facts, select_on=report.protocol)',
+        "return Key(data_of(report.card), *[''] * 5, select_on=report.protocol)",
         'report/comparison_test.py -k own',
     ),
     Mutant(
@@ -2372,6 +2372,13 @@ MUTANTS = [
         'if k not in OF_SPLIT))',
         'if k in OF_SPLIT))',
         'report/comparison_test.py -k split',
+    ),
+    Mutant(
+        'the last of several runs stands in the table of splits',
+        'report/comparison.py',
+        'if before is None or len(run.reports) > len(before.reports):',
+        'if True:',
+        'report/comparison_test.py -k silence',
     ),
     Mutant(
         'an update splits a run of leave one out at a moment',

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fame_jax import run_dir
 from fame_jax.config import FLAGS, binds
@@ -14,8 +14,24 @@ from fame_jax.report.collect import RunReport
 from fame_jax.report.comparison_record import Run, Sweep
 
 SWEEP = 'sweep.json'
-# Parts of a protocol card that are equal in a section, besides the data's fingerprint.
-FACTS = ('split', 'candidates', 'masked', 'unmasked', 'ties', 'select_on')
+
+
+class Key(NamedTuple):
+    """What is equal in all runs of a section.
+
+    Fields:
+      data: the fingerprint of the prepared data, which is the same in every split of them.
+      select_on: the protocol by which best epochs were selected.
+      Others: the parts of the protocol card with these names.
+    """
+
+    data: str
+    split: str
+    candidates: str
+    masked: str
+    unmasked: str
+    ties: str
+    select_on: str
 
 
 def read_runs(folders: Sequence[Path], notes: list[str]) -> tuple[list[Run], list[Sweep]]:
@@ -69,7 +85,7 @@ def _read_run(folder: Path, notes: list[str]) -> tuple[RunReport, ...]:
 
 
 def _check(folder: Path, report: RunReport) -> None:
-    """Refuses results without figures of the compared model, and ranks of other users."""
+    """Refuses results without figures of the compared model, and ranks of other targets."""
     try:
         for protocol in PROTOCOLS:
             report.metrics(report.stage, protocol)['ndcg@10']
@@ -90,11 +106,10 @@ def _check(folder: Path, report: RunReport) -> None:
                 )
 
 
-def key_of(report: RunReport) -> tuple:
-    """What runs of one section share."""
-    card = report.card
-    facts = [str(card.get(name, '')) for name in FACTS[:-1]]
-    return (data_of(card), *facts, report.protocol)
+def key_of(report: RunReport) -> Key:
+    """The key of the section that a run belongs to."""
+    facts = [str(report.card.get(name, '')) for name in Key._fields[1:-1]]
+    return Key(data_of(report.card), *facts, select_on=report.protocol)
 
 
 def data_of(card: Mapping[str, Any]) -> str:
@@ -123,7 +138,7 @@ def settings_of(report: RunReport) -> dict[str, str | None]:
 
 
 def find_data(runs: Iterable[Run]) -> Path | None:
-    """The folder of the prepared data: of a run, beside its seeds, or the one of --prepared."""
+    """The folder of the prepared data: of a run, next to its seeds, or the one of --prepared."""
     for run in runs:
         fingerprint = data_of(run.first.card)
         prepared = str(run.first.card.get('config', {}).get('prepared') or '')

@@ -17,7 +17,7 @@ from fame_jax.evaluation import significance
 from fame_jax.evaluation.metrics import PROTOCOLS
 from fame_jax.report import collect
 from fame_jax.report.collect import Grouping
-from fame_jax.report.compared_runs import FACTS, find_data, key_of, read_runs, settings_of
+from fame_jax.report.compared_runs import Key, find_data, key_of, read_runs, settings_of
 from fame_jax.report.comparison_record import (
     UNTRAINED,
     Comparison,
@@ -50,10 +50,10 @@ def compare(folders: Sequence[str | Path], against: str = '') -> Comparison:
     if not runs and not sweeps:
         raise UserError('; '.join(notes) or 'name the folders of the runs to compare')
     chosen = _named(runs, sweeps, against) if against else None
-    sections: dict[tuple, list[Run]] = {}
+    sections: dict[Key, list[Run]] = {}
     for run in runs:
         sections.setdefault(key_of(run.first), []).append(run)
-    first_key = next(iter(sections), ())
+    first_key = next(iter(sections), None)
     titles: dict[str, int] = {}
     found = []
     for key, members in sections.items():
@@ -70,12 +70,11 @@ def compare(folders: Sequence[str | Path], against: str = '') -> Comparison:
             )
         reference = chosen if chosen in members else members[0]
         found.append(_section(title, members, reference))
-    return Comparison(found, sweeps, notes, _splits(found))
+    return Comparison(found, sweeps, notes, _splits(found, notes))
 
 
-def _difference(key: tuple, first: tuple) -> str:
-    names = ('data', *FACTS)
-    return ', '.join(name for name, a, b in zip(names, key, first) if a != b)
+def _difference(key: Key, first: Key) -> str:
+    return ', '.join(name for name, a, b in zip(Key._fields, key, first) if a != b)
 
 
 def _named(runs: Sequence[Run], sweeps: Sequence[Sweep], against: str) -> Run:
@@ -91,6 +90,11 @@ def _named(runs: Sequence[Run], sweeps: Sequence[Sweep], against: str) -> Run:
 
 def _section(title: str, runs: Sequence[Run], reference: Run) -> Section:
     notes = []
+    if reference.first.card.get('time_split', {}).get('targets') == 'successive':
+        notes.append(
+            'a user with several targets counts once for each; intervals treat the targets as '
+            'independent, which makes them too narrow'
+        )
     for run in runs:
         if run.ranks(PROTOCOLS[0]) is None:
             notes.append(f'{run.name} has no ranks.npz: no intervals and no groups of its users')
@@ -181,28 +185,50 @@ def _group(runs: Sequence[Run], notes: list[str]) -> Sequence[Grouping]:
     data, by_time = Dataset.load(folder), runs[0].first.card.get('time_split')
     if by_time:
         data = data.split_by_time(by_time['at'], by_time['targets'])
+    if data.card['fingerprint'] != runs[0].first.card['dataset']['fingerprint']:
+        notes.append('no groups of users: the prepared data give another split now')
+        return ()
     return collect.group_users(data, ranks)
 
 
-def _splits(sections: Sequence[Section]) -> list[Splits]:
-    """A table for all data whose runs of equal settings have several splits."""
-    of_data: dict[tuple, list[Section]] = {}
+def _splits(sections: Sequence[Section], notes: list[str]) -> list[Splits]:
+    """A table for all data whose runs of equal settings have several splits.
+
+    Of several runs with the same settings and split a table has the one with the most seeds; a
+    line names the others.
+    """
+    of_data: dict[Key, list[Section]] = {}
     for section in sections:
-        data, _, *same = key_of(section.reference.first)
-        of_data.setdefault((data, *same), []).append(section)
+        key = key_of(section.reference.first)
+        of_data.setdefault(key._replace(split=''), []).append(section)
     found = []
     for some in of_data.values():
         rows: dict[tuple, list[Run | None]] = {}
+        left_out: list[tuple[tuple, Run, Run]] = []
         for place, section in enumerate(some):
             for run in section.runs:
                 settings = settings_of(run.first).items()
                 same = (run.model, *((k, v) for k, v in settings if k not in OF_SPLIT))
-                rows.setdefault(same, [None] * len(some))[place] = run
-        trained = [
-            Row(key[0], runs, next(filter(None, runs)).stage)
-            for key, runs in rows.items()
-            if len(runs) - runs.count(None) > 1
+                row = rows.setdefault(same, [None] * len(some))
+                before = row[place]
+                if before is None or len(run.reports) > len(before.reports):
+                    row[place] = run
+                if before is not None:
+                    left_out.append((same, before if row[place] is run else run, row[place]))
+        shown = {same: runs for same, runs in rows.items() if len(runs) - runs.count(None) > 1}
+        notes += [
+            f'{run.name} is not in the table of splits: {shows.name} has the same settings and '
+            'split; several seeds are one run if their folder is named'
+            for same, run, shows in left_out
+            if same in shown
         ]
+        models = [same[0] for same in shown]
+        trained = []
+        for (model, *_), runs in shown.items():
+            members = list(filter(None, runs))
+            names = ', '.join(run.name for run in members)
+            title = f'{model}: {names}' if models.count(model) > 1 else model
+            trained.append(Row(title, runs, members[0].stage))
         if trained:
             found.append(Splits(some, trained + _untrained_rows(some)))
     return found

@@ -144,7 +144,7 @@ class Row:
     """A model in a table of splits.
 
     Attributes:
-      title: the model's name.
+      title: the model's name, and those of the runs where several rows have that model.
       runs: its run in each section; None where it has none.
       stage: the stage with its figures, or the name of a baseline in the results of those runs.
     """

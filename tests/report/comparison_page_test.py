@@ -118,7 +118,7 @@ def test_settings_that_differ_are_a_row_each(source):
     assert not any(row[0] in ('--patience', '--workdir') for row in rows)
 
 
-def test_the_splits_stand_beside_each_other(found, source):
+def test_the_splits_are_columns_of_one_table(found, source):
     """A row of the model that both have, and one of the baseline, on the page and as text."""
     (splits,) = found.splits
     table = rows_of(section_of(source, 'splits-0'))

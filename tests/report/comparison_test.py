@@ -157,7 +157,9 @@ def test_a_model_in_several_splits_is_a_row(runs, tmp_path):
     means = [mean(map(ndcg, ranks_of(tmp_path / 'time' / f'seed_{s}', 'masked'))) for s in (2, 3)]
     assert row.runs[1].spread('test', 'masked', 'ndcg@10')['mean'] == pytest.approx(mean(means))
     notes = [note.partition(' than ')[0] for note in found.notes]
-    assert notes == ['time, other: other split', 'late: other split']
+    assert notes[:2] == ['time, other: other split', 'late: other split']
+    # Of the two with the same settings the table has the one of three seeds.
+    assert notes[2].startswith('a is not in the table of splits: seeds has') and len(notes) == 3
 
 
 def test_there_is_no_table_of_splits_without_a_model_in_several(runs, tmp_path):
@@ -165,6 +167,35 @@ def test_there_is_no_table_of_splits_without_a_model_in_several(runs, tmp_path):
     assert not compare([*runs, late]).splits
     edit_results(runs[1], lambda card, results: card.update(select_on='unmasked'))
     assert not compare(runs).splits  # another selection is no other split
+
+
+def test_no_run_is_left_out_of_the_table_of_splits_in_silence(runs, tmp_path):
+    """Two runs of one split that differ in the seed alone; two models of one name."""
+    by_time = {'split': 'time', 'split_at': '0.8'}
+    again = make_compared_run(tmp_path / 'again', 7)
+    times = [
+        make_compared_run(tmp_path / f'time_{rate}', config=by_time | rates, split_at=0.8)
+        for rate, rates in (('usual', {}), ('high', {'learning_rate': 0.01}))
+    ]
+    found = compare([*runs[:2], again, *times])
+    (splits,) = found.splits
+    assert [(row.title, [run.name for run in row.runs]) for row in splits.rows] == [
+        ('PRETRAIN: a, time_usual', ['a', 'time_usual']),
+        ('PRETRAIN: b, time_high', ['b', 'time_high']),
+        ('POPULARITY', ['a', 'time_usual']),
+    ]
+    (note,) = (note for note in found.notes if 'table of splits' in note)
+    assert note.startswith('again is not in the table of splits: a has the same settings')
+
+
+def test_intervals_over_successive_targets_are_said_to_be_too_narrow(tmp_path):
+    run = make_compared_run(tmp_path / 'run', split_at=0.8)
+    assert not compare([run]).sections[0].notes
+    edit_results(run, lambda card, _: card['time_split'].update(targets='successive'))
+    (section,) = compare([run]).sections
+    assert any('too narrow' in note for note in section.notes)
+    # The targets of the data are others than those of the edited card.
+    assert not section.groupings and any('another split now' in n for n in section.notes)
 
 
 def test_groups_of_a_split_by_time_are_of_its_targets(tmp_path):
