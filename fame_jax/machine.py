@@ -16,7 +16,11 @@ import fame_jax
 
 
 def describe() -> dict[str, Any]:
-    """Versions, device, cores and date, for metrics.jsonl and the protocol card."""
+    """Versions, device, cores and date, for metrics.jsonl and the protocol card.
+
+    `matmul_precision` is that of JAX for products of float32 matrices: 'default' is the device's
+    own, such as TF32 on a GPU; `JAX_DEFAULT_MATMUL_PRECISION` sets another.
+    """
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
     device = jax.devices()[0]
     return {
@@ -28,6 +32,7 @@ def describe() -> dict[str, Any]:
             'platform': device.platform,
             'count': jax.device_count(),
         },
+        'matmul_precision': jax.config.jax_default_matmul_precision or 'default',
         'system': platform.platform(),
         'cores': cores(),
         'date': time.strftime('%Y-%m-%d'),
