@@ -51,7 +51,8 @@ class EvalBatches:
     history.
 
     Lengths are rounded up by `bucket`, so that few shapes are compiled. A batch is as wide as the
-    longest of its histories, and wide batches have fewer rows.
+    longest of its histories, and wide batches have fewer rows. Where few batches have as many rows
+    and positions, all of them have as many places for seen items.
     """
 
     def __init__(
@@ -181,7 +182,27 @@ def _plan(
             seen = bucket(lengths[last - 1])
             plan.append((Shape(rows, min(seen, max_length), seen), first, last))
         start = end
-    return plan
+    return _merge_shapes(plan)
+
+
+def _merge_shapes(plan: list[tuple[Shape, int, int]]) -> list[tuple[Shape, int, int]]:
+    """The plan with one width of seen items for each B and L, where that is little padding.
+
+    A program for each width takes a second and more to compile, and a lookup of seen items is cheap
+    next to reading L positions.
+    """
+    same: dict[tuple[int, int], list[int]] = {}
+    for shape, _, _ in plan:
+        same.setdefault((shape.rows, shape.length), []).append(shape.seen)
+    few = {
+        sizes: max(seen)
+        for sizes, seen in same.items()
+        if len(seen) * sizes[0] * max(seen) <= SEEN_PLACES
+    }
+    return [
+        (shape._replace(seen=few.get((shape.rows, shape.length), shape.seen)), first, last)
+        for shape, first, last in plan
+    ]
 
 
 def _last_items(

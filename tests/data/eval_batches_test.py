@@ -141,6 +141,20 @@ def test_devices_share_every_batch_evenly(multiple, monkeypatch):
     assert rows == {1: [4, 1, 1], 2: [4, 2], 4: [4, 4]}[multiple]
 
 
+@pytest.mark.parametrize(
+    'places, widths', [(4 * 256, [16, 256, 256]), (4 * 256 - 1, [16, 64, 256])]
+)
+def test_few_batches_of_one_length_have_one_width(places, widths, monkeypatch):
+    """Two batches of 2 rows and 20 positions, with 64 and 256 places; both with 256 are 1,024."""
+    monkeypatch.setattr(module, 'SEEN_PLACES', places)
+    lengths = [5, 6, 30, 40, 70, 80]
+    batches = batches_of(distinct_histories(lengths), np.ones(6, np.int64), 20, 2)
+    assert [batch.user_B.tolist() for batch in batches] == [[0, 1], [2, 3], [4, 5]]
+    assert [batch.tokens_BL.shape for batch in batches] == [(2, 16), (2, 20), (2, 20)]
+    assert [batch.seen_BS.shape[1] for batch in batches] == widths
+    assert [np.count_nonzero(row) for batch in batches for row in batch.seen_BS] == lengths
+
+
 def test_histories_of_any_length_have_few_shapes():
     """Of 50,000 users, some with millions of actions; batches of up to 4,096 places stay whole."""
     lengths = np.concatenate([np.full(50_000, 10), np.arange(1, 5000), 4 ** np.arange(2, 12)])
