@@ -60,23 +60,37 @@ def test_a_device_computes_its_own_members(number):
         assert len(part.params['w'].sharding.device_set) == 1
 
 
+SMALL = (
+    *('--synthetic=users=120,items=40', '--model=sasrec', '--width=8', '--num_blocks=1'),
+    *('--max_length=12', '--row_length=16', '--rows_per_step=4', '--pretrain_epochs=2'),
+    '--progress=lines',
+)
+
+
+def curve(folder):
+    """Losses and validation metrics of all epochs."""
+    lines = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+    return [
+        line.get('loss', line.get('ndcg@20'))
+        for line in lines
+        if line['split'] in ('train', 'validation')
+    ]
+
+
 def test_three_seeds_on_eight_devices_are_the_runs_of_their_seeds(tmp_path, capsys):
     """Three devices are used. The second seed is also run alone."""
-    flags = [
-        *('--synthetic=users=120,items=40', '--model=sasrec', '--width=8', '--num_blocks=1'),
-        *('--max_length=12', '--row_length=16', '--rows_per_step=4', '--pretrain_epochs=2'),
-        '--progress=lines',
-    ]
-    many = [*flags, f'--workdir={tmp_path / "many"}', '--seeds=0,1,7', '--members=vmap']
+    many = [*SMALL, f'--workdir={tmp_path / "many"}', '--seeds=0,1,7', '--members=vmap']
     assert main(many) == 0
     assert 'pretrain: 3 runs in one program, on 3 devices' in capsys.readouterr().err
-    assert main([*flags, f'--workdir={tmp_path / "one"}', '--seed=1']) == 0
-    first, second = (
-        [
-            line.get('loss', line.get('ndcg@20'))
-            for line in map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
-            if line['split'] in ('train', 'validation')
-        ]
-        for folder in (tmp_path / 'many' / 'seed_1', tmp_path / 'one')
-    )
-    assert first == pytest.approx(second, rel=1e-3)
+    assert main([*SMALL, f'--workdir={tmp_path / "one"}', '--seed=1']) == 0
+    assert curve(tmp_path / 'many' / 'seed_1') == pytest.approx(curve(tmp_path / 'one'), rel=1e-3)
+
+
+def test_seeds_on_a_mesh_train_one_after_another_each_on_all_its_devices(tmp_path, capsys):
+    mesh = [*SMALL, '--data_parallel=2', '--model_parallel=2']
+    assert main([*mesh, f'--workdir={tmp_path / "many"}', '--seeds=0,1']) == 0
+    assert 'in one program' not in capsys.readouterr().err
+    assert main([*mesh, f'--workdir={tmp_path / "one"}', '--seed=1']) == 0
+    many, one = curve(tmp_path / 'many' / 'seed_1'), curve(tmp_path / 'one')
+    assert many == one and len(set(many)) == len(many) > 4
+    assert many != curve(tmp_path / 'many' / 'seed_0')
