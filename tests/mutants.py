@@ -1958,9 +1958,9 @@ MUTANTS = [
     ),
     Mutant(
         'initialisation and dropout share a key',
-        'stages/train.py',
-        'mesh_lib.init_sharded(init, context.mesh)(jax.random.fold_in(setup.key, 0))',
-        'mesh_lib.init_sharded(init, context.mesh)(jax.random.fold_in(setup.key, 1))',
+        'stages/initialize.py',
+        'return program(jax.random.fold_in(key, 0))',
+        'return program(jax.random.fold_in(key, 1))',
         f'{FLAG} -k two_seeds',
     ),
     Mutant(

@@ -113,11 +113,15 @@ def abstract(tree: Tree, mesh: Mesh | None) -> Tree:
 
 
 def init_sharded(init: Callable[..., Tree], mesh: Mesh | None) -> Callable[..., Tree]:
-    """`init`, jitted so that each array is created with its sharding, never whole on one device."""
+    """`init`, jitted so that each array is created with its sharding, never whole on one device.
+
+    Without a mesh the result is compiled once for all its calls.
+    """
+    if mesh is None:
+        return jax.jit(init)
 
     def init_on_mesh(*args: Any) -> Tree:
-        out_shardings = shardings(jax.eval_shape(init, *args), mesh)
-        return jax.jit(init, out_shardings=out_shardings if mesh else None)(*args)
+        return jax.jit(init, out_shardings=shardings(jax.eval_shape(init, *args), mesh))(*args)
 
     return init_on_mesh
 

@@ -1,22 +1,71 @@
 """What a stage's parameters start from: random values, item vectors, or a backbone."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from fame_jax import run_dir
 from fame_jax.config import flags as config_flags
 from fame_jax.errors import UserError
 from fame_jax.models import registry, surgery
 from fame_jax.models.item_model import ItemModel
+from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.stages import settings
 from fame_jax.stages.context import RunContext, abstract_params
 from fame_jax.text import item_init
 
 Array = jax.Array
 Tree = Any
+
+
+def draw_params(context: RunContext, stage: str, module: ItemModel, key: Array) -> Tree:
+    """Freshly initialised parameters of a stage, with their shardings.
+
+    Random draws of many shapes take XLA as long to compile as a small model's step; runs that share
+    their programs compile them once.
+
+    Args:
+      context: the run.
+      stage: 'pretrain' or 'finetune'.
+      module: that the stage trains.
+      key: the stage's key.
+    """
+    init = functools.partial(registry.init_params, module)
+    name = f'{stage}: initial parameters'
+    program = context.programs.setdefault(name, mesh_lib.init_sharded(init, context.mesh))
+    return program(jax.random.fold_in(key, 0))
+
+
+def draw_grown_params(module: ItemModel, old: Tree, key: Array) -> Tree:
+    """`draw_params` in host memory where the shape is not one of `old`, and shapes elsewhere.
+
+    Args:
+      module: with more items.
+      old: the same model's parameters with fewer items, or their shapes.
+      key: the stage's key.
+    """
+    leaves, structure = jax.tree.flatten(abstract_params(module))
+    shapes = {leaf.shape for leaf in leaves} - {leaf.shape for leaf in jax.tree.leaves(old)}
+
+    def init(key: Array) -> list[Array]:
+        # XLA leaves out the draws of all others.
+        drawn = jax.tree.leaves(registry.init_params(module, key))
+        return [leaf for leaf in drawn if leaf.shape in shapes]
+
+    drawn = iter(jax.device_get(jax.jit(init)(jax.random.fold_in(key, 0))))
+    return structure.unflatten([next(drawn) if leaf.shape in shapes else leaf for leaf in leaves])
+
+
+def zeros(module: ItemModel, mesh: Mesh | None) -> Tree:
+    """Zeros in the shapes of a module's parameters, with their shardings."""
+    shapes = abstract_params(module)
+    fill = functools.partial(jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype))
+    return mesh_lib.init_sharded(functools.partial(fill, shapes), mesh)()
 
 
 def initialize(context: RunContext, stage: str, params: Tree, key: Array) -> Tree:

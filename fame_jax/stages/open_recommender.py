@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,9 @@ from fame_jax.text import items as item_text
 
 Array = jax.Array
 Tree = Any
+
+# Modules whose functions are kept: those of both stages, twice.
+KEPT_MODULES = 4
 
 
 def open_recommender(context: RunContext, mesh: Mesh | None = None) -> Recommender:
@@ -60,6 +64,36 @@ def open_recommender(context: RunContext, mesh: Mesh | None = None) -> Recommend
 
 def serving_model(module: ItemModel, params: Tree, max_length: int) -> ServedModel:
     """A module and its parameters as functions of arrays, on the module's mesh."""
+    facet = params.get('facet_block', {}).get('facet')
+    functions = _functions(module)
+    return ServedModel(
+        encode=functions.encode,
+        combine=functions.combine,
+        params=params,
+        item_VD=functions.item_vectors(params),
+        max_length=max_length,
+        intermediates=functions.intermediates,
+        mesh=module.mesh,
+        score_kind=SCALED_COSINE if module.similarity == 'cosine' else DOT,
+        facet_HDK=facet.astype(jnp.float32) if facet is not None else None,
+    )
+
+
+class _Functions(NamedTuple):
+    """The functions of a `ServedModel`, and params -> item_VD."""
+
+    encode: Callable[..., Array]
+    combine: Callable[[Array], Array]
+    item_vectors: Callable[[Tree], Array]
+    intermediates: Callable[..., dict[str, Array]] | None
+
+
+@functools.lru_cache(maxsize=KEPT_MODULES)
+def _functions(module: ItemModel) -> _Functions:
+    """One set of functions for equal modules, such as those of several seeds.
+
+    A function's programs are compiled for the function object.
+    """
 
     def encode(params: Tree, tokens_BL: Array, positions_BL: Array, segments_BL: Array) -> Array:
         return module.apply({'params': params}, tokens_BL, positions_BL, segments_BL, last=True)[0]
@@ -67,22 +101,12 @@ def serving_model(module: ItemModel, params: Tree, max_length: int) -> ServedMod
     def intermediates(params: Tree, *rows: Array) -> dict[str, Array]:
         return module.apply({'params': params}, *rows, method='intermediates')
 
-    facet = params.get('facet_block', {}).get('facet')
     item_vectors = jax.jit(
         lambda params: module.apply({'params': params}, method='item_vectors'),
         out_shardings=item_sharding(module.mesh),
     )
-    return ServedModel(
-        encode=encode,
-        combine=module.combine,
-        params=params,
-        item_VD=item_vectors(params),
-        max_length=max_length,
-        intermediates=intermediates if hasattr(module, 'intermediates') else None,
-        mesh=module.mesh,
-        score_kind=SCALED_COSINE if module.similarity == 'cosine' else DOT,
-        facet_HDK=facet.astype(jnp.float32) if facet is not None else None,
-    )
+    has_parts = hasattr(module, 'intermediates')
+    return _Functions(encode, module.combine, item_vectors, intermediates if has_parts else None)
 
 
 def _card(context: RunContext, stage: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fame_jax.data.card import REPEATS_SAID
 from fame_jax.errors import UserError
 from fame_jax.evaluation.metrics import log_name
 from fame_jax.models import options as model_options
-from fame_jax.models import registry, text_path
+from fame_jax.models import text_path
 from fame_jax.models.item_model import ItemModel
 from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.parallel import processes
@@ -173,17 +173,18 @@ def open_stage(
 
 def _initial_state(context: RunContext, stage: str, setup: 'Setup', fresh: bool) -> State:
     """The state before the first step; of a stage that resumes, any state of its shapes."""
-    init = functools.partial(registry.init_params, setup.module)
-    params = mesh_lib.init_sharded(init, context.mesh)(jax.random.fold_in(setup.key, 0))
     if fresh and context.config.update.append:
-        return _continue_run(context, stage, setup, params)
+        return _continue_run(context, stage, setup)
     if fresh:
+        params = initialize.draw_params(context, stage, setup.module, setup.key)
         start = initialize.initialize(context, stage, params, setup.key)
         params = mesh_lib.device_put(start, context.mesh)
+    else:
+        params = initialize.zeros(setup.module, context.mesh)
     return init_state(params, setup.optimizer, context.mesh)
 
 
-def _continue_run(context: RunContext, stage: str, setup: 'Setup', fresh: Tree) -> State:
+def _continue_run(context: RunContext, stage: str, setup: 'Setup') -> State:
     """The state of an update: best parameters and optimizer of its run, with rows for new items."""
     with update_start.open_run_before(context) as before:
         module = before.module(stage)
@@ -192,9 +193,8 @@ def _continue_run(context: RunContext, stage: str, setup: 'Setup', fresh: Tree) 
         state = abstract_state(params, optimizer, None)
         with before.checkpoints(stage) as checkpoints:
             trees = checkpoints.restore(best=params, optimizer=state.optimizer)
-        grown = update_start.grow(
-            context, before, make_windows(context), trees['best'], jax.device_get(fresh)
-        )
+        fresh = initialize.draw_grown_params(setup.module, params, setup.key)
+        grown = update_start.grow(context, before, make_windows(context), trees['best'], fresh)
     grown = mesh_lib.device_put(jax.tree.map(jnp.asarray, grown), context.mesh)
     state = init_state(grown, setup.optimizer, context.mesh)
     return state._replace(optimizer=carry_state(trees['optimizer'], state.optimizer))
@@ -249,11 +249,13 @@ def make_setup(context: RunContext, stage: str) -> Setup:
             # Epochs differ in steps, and a resumed stage takes the rates of an uninterrupted one.
             steps_of_rates = make_epoch(0).num_steps
         optimizer = _make_optimizer(context, stage, module, steps_of_rates)
+        if not config.training.has_schedule:  # which depends on the number of steps in an epoch
+            optimizer = context.programs.setdefault(f'{stage}: optimizer', optimizer)
         step = make_step(_objective(context, stage, module), optimizer)
         # Prefixes come in batches of several shapes; the batches of a block have one.
         size = 1 if module.row_layout == 'prefixes' else config.training.steps_per_dispatch
         program = Program(step, min(size, num_steps), mesh, packs=_packs(context, module))
-        if not config.training.has_schedule:  # whose steps differ by the number in an epoch
+        if not config.training.has_schedule:
             program = context.programs.setdefault(stage, program)
         context.setups[stage] = Setup(module, key, optimizer, step, program, prefetch, batch)
     return context.setups[stage]

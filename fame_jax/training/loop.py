@@ -473,6 +473,7 @@ def is_finished(progress: Mapping[str, Any], limits: Limits) -> bool:
     return bool(ended)
 
 
+@jax.jit  # one program for the tree; by itself `jnp.copy` compiles one for each shape
 def copy(tree: Tree) -> Tree:
     """A copy of the arrays; donating the originals leaves it unchanged."""
     return jax.tree.map(jnp.copy, tree)
