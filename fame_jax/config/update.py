@@ -17,7 +17,7 @@ class Update:
     )
     from_run: str = field('', 'Folder of the trained run that --append updates; it stays as it is.')
     replay: float = field(
-        0.1,
+        1.0,
         'Share of the windows without new actions that an epoch of an update trains on too.',
         low=0,
         high=1,

@@ -10,9 +10,10 @@ from fame_jax.config import flags as config_flags
 from fame_jax.config.update import Update
 from fame_jax.errors import UserError
 
-# Limits of an update, in the place of its run's, and its learning rate as a share of that with
-# which the run was trained from scratch; chosen on validation, see docs/updating.md.
-EPOCHS, PATIENCE, RATE = 20, 2, 0.3
+# An update has few epochs over all windows, in larger steps than its run's and at a rate that falls
+# to zero. Its rows of a step and its first learning rate are multiples of those with which the run
+# was trained from scratch. Chosen on validation, see docs/updating.md.
+EPOCHS, ROWS, RATE = 3, 2, 2.0
 # Flags of the run that are not those of an update.
 OWN = ('stages', 'workdir', 'prepared', *Update.__dataclass_fields__)
 
@@ -41,12 +42,15 @@ def starting_values(given: config_flags.Given, stored: Mapping[str, Any]) -> dic
         )
     values = {name: value for name, value in stored.items() if name not in OWN and binds(name)}
     rate = 'learning_rate' if stage == 'pretrain' else 'finetune_learning_rate'
-    share = 1 if stored.get('append') else RATE  # once, however many updates follow
+    is_update = bool(stored.get('append'))  # which has the multiples already
+    first_rate = values.get(rate, FLAGS[rate].default) * (1 if is_update else RATE)
+    rows = values.get('rows_per_step', FLAGS['rows_per_step'].default) * (1 if is_update else ROWS)
     return values | {
-        rate: float(f'{values.get(rate, FLAGS[rate].default) * share:.6g}'),
+        rate: float(f'{first_rate:.6g}'),
+        'rows_per_step': rows,
         f'{stage}_epochs': EPOCHS,
-        'patience': PATIENCE,
-        'schedule': 'constant',
+        'patience': EPOCHS,
+        'schedule': 'cosine',
         'warmup_epochs': 0.0,
     }
 

@@ -139,7 +139,9 @@ def test_without_an_epoch_an_update_is_its_run_with_rows_for_new_items(logs, old
     before, after = read_trees(old), read_trees(tmp_path / 'run')
     number = {name: index for index, name in enumerate(open_run(tmp_path / 'run').data.item_ids)}
     for name, tree in before.items():
-        assert tree.keys() == after[name].keys()
+        counts = after[name].keys() - tree.keys()  # of the schedule, which begins
+        assert len(counts) == (name == 'optimizer') and tree.keys() <= after[name].keys()
+        assert not any(after[name][path] for path in counts)
         for path, leaf in tree.items():
             if name == 'params':
                 leaf = before['best'][path]  # training goes on from the best epoch
@@ -165,6 +167,7 @@ def test_without_an_epoch_an_update_is_its_run_with_rows_for_new_items(logs, old
 def test_windows_with_new_actions_are_all_trained_on_with_a_share_of_the_others(logs, old, updated):
     """Against a loop over all windows; the windows of an old and of a new action are known."""
     run = open_run(updated)
+    run.config = run.config.replace(replay=0.4)
     windows = train.make_windows(run)
     chosen = [update_start.windows_by_epoch(run, windows)(epoch) for epoch in (0, 1)]
     items = [
@@ -187,7 +190,7 @@ def test_windows_with_new_actions_are_all_trained_on_with_a_share_of_the_others(
     assert len(has_new) == 2  # u0, and u1 whose former validation target is now trained on
     for found in items:
         assert all(window in found for window in has_new)
-        assert len(found) == len(has_new) + round(0.1 * others)
+        assert len(found) == len(has_new) + round(0.4 * others)
     assert items[0] != items[1]  # another share
 
 
@@ -291,11 +294,12 @@ def test_an_update_of_an_update(logs, updated, tmp_path):
     assert second.item_ids == [*first.item_ids, 'i12']
     assert dict(second.histories())['w'] == ['i4', 'i11', 'i5']
     assert [one['source'] for one in second.card['appended']] == ['new.csv', 'next.csv']
-    # Limits of an update, and .3 of the rate of its run, which the next one keeps.
+    # Limits of an update, and twice the rate and the rows of its run, which the next one keeps.
     for folder in (updated, tmp_path / 'run'):
         values = flags.read(folder / 'flags.cfg')
-        names = 'finetune_learning_rate', 'patience', 'schedule', 'ema', 'width'
-        assert [values[name] for name in names] == [0.0003, 2, 'constant', 0.9, 8]
+        names = 'finetune_learning_rate', 'patience', 'schedule', 'rows_per_step', 'ema', 'width'
+        assert [values[name] for name in names] == [0.002, 3, 'cosine', 8, 0.9, 8]
+        assert values['replay'] == 1
     recorded = update_start.read_record(tmp_path / 'run')
     assert recorded['run'] == str(updated) and recorded['waiting_actions'] == 0
 
