@@ -1,10 +1,11 @@
-"""The control for fine-tuned models: SASRec that is trained in two stages and stays SASRec.
+"""Models that FAME is compared with, which are not for use: a control, and another backbone.
 
     python -m fame_jax.main --model=benchmarks.controls:ContinuedSASRec --dataset=toys ...
 
 FAME is compared with the backbone that it starts from. Between the two lie the new block and a
 second stage of training, with its own rate, dropout and labels, which would help the backbone too.
-This model has the second stage alone. What FAME gains over it is due to the block.
+`ContinuedSASRec` has the second stage alone. What FAME gains over it is due to the block.
+`FAMEBSARec` is FAME with BSARec's blocks before its own.
 """
 
 import dataclasses
@@ -14,6 +15,8 @@ import flax.linen as nn
 import jax
 
 from fame_jax.models import surgery
+from fame_jax.models.bsarec import CausalBSARec
+from fame_jax.models.fame import FAME
 from fame_jax.models.item_model import ItemModel
 from fame_jax.models.sasrec import SASRec
 
@@ -46,3 +49,14 @@ class ContinuedSASRec(SASRec):
         """
         del key
         return surgery.Plan()
+
+
+class FAMEBSARec(FAME, CausalBSARec):
+    """BSARec, in its packed form, whose last block is FAME's.
+
+    The attention of BSARec's last block becomes that of the experts; its filter is dropped. Heads
+    and similarity are FAME's, of the backbone too.
+    """
+
+    title: ClassVar[str] = 'FAME over BSARec'
+    backbone: ClassVar[type[ItemModel]] = CausalBSARec

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.controls import ContinuedSASRec
+from benchmarks.controls import ContinuedSASRec, FAMEBSARec
 from fame_jax.main import main
 from fame_jax.models import registry, surgery
+from fame_jax.models.bsarec import CausalBSARec
 from fame_jax.models.sasrec import SASRec
 
 
@@ -21,6 +22,24 @@ def test_every_parameter_is_that_of_the_backbone():
     )
     grown = surgery.transplant(old, new, module.surgery_plan(jax.random.key(2)))
     jax.tree.map(np.testing.assert_array_equal, grown, old)
+
+
+def test_over_bsarec_the_first_block_and_the_attention_of_the_last_are_kept():
+    options = {'num_items': 9, 'width': 8, 'num_blocks': 2, 'max_length': 5, 'filter_share': 0.3}
+    module = FAMEBSARec(**options, num_experts=1)
+    backbone = module.backbone_module()
+    assert type(backbone) is CausalBSARec and backbone.filter_share == 0.3
+    assert (backbone.similarity, backbone.num_heads) == ('cosine', 2)  # FAME's
+    old, fresh = (
+        registry.init_params(m, jax.random.key(k)) for k, m in enumerate((backbone, module))
+    )
+    grown = surgery.transplant(old, fresh, module.surgery_plan(jax.random.key(2)))
+    jax.tree.map(np.testing.assert_array_equal, grown['block_0'], old['block_0'])
+    assert 'root_beta' in grown['block_0'] and 'block_1' not in grown
+    attention = old['block_1']['attention']
+    for name in ('key', 'value', 'distance'):
+        np.testing.assert_array_equal(grown['facet_block'][name], attention[name])
+    np.testing.assert_array_equal(grown['facet_block']['query'][:, 0], attention['query'])
 
 
 @pytest.mark.slow
