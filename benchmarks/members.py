@@ -3,18 +3,21 @@
     python -m benchmarks.members --dataset=toys --data_dir=DATA --out=FILE.json
     python -m benchmarks.members --quick                    a smoke test on small synthetic data
 
-Meant for a GPU, which waits for its launches at the size of one run; it runs on a CPU too. First
-the whole job of one seed and of five, a process each, twice: the second one finds its compiled
-programs. Then, in this process, in alternating turns: a step with the small parameters as arrays of
-their own and as one (`fame_jax/training/packed.py`), an epoch of 1, 5 and 16 seeds, and the bytes a
-second of a step next to those of a copy: its share of the device's bandwidth is 1 / ratio. A step's
-bytes are XLA's own count (`bytes accessed`). A row that fails is reported, the others go on, and
-the exit code is 1.
+Meant for a GPU, which waits for its launches at the size of one run; it runs on a CPU too. First,
+in processes of their own, the whole job of one seed and of five, twice: the second one finds its
+compiled programs; and a step with XLA's command buffers off, by default and around loops, where a
+version that does not know an option ends its process. Then, in this process, in alternating turns:
+a step with the small parameters as arrays of their own and as one (`fame_jax/training/packed.py`),
+an epoch of 1, 5 and 16 seeds, and the bytes a second of a step next to those of a copy: its share
+of the device's bandwidth is 1 / ratio. A step's bytes are XLA's own count (`bytes accessed`). A row
+that fails is reported, the others go on, and the exit code is 1.
 """
 
 import argparse
 import functools
 import itertools
+import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,6 +40,12 @@ from fame_jax.stages import train
 from fame_jax.training import step as step_lib
 from fame_jax.training.members import stack_members, stack_trees
 
+# Options of XLA for a GPU. A command buffer starts many kernels by one launch.
+COMMAND_BUFFERS = {
+    'by default': '',
+    'off': '--xla_gpu_enable_command_buffer=',
+    'around loops too': '--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL',
+}
 COPY_BYTES = 2**30  # of the array whose copy is timed; a copy reads and writes it
 
 
@@ -145,6 +154,42 @@ def time_jobs(arguments: argparse.Namespace, folder: Path) -> list[Record]:
     return timing.add_ratios(rows)
 
 
+def time_step(arguments: argparse.Namespace, folder: Path) -> Record:
+    """A step of SASRec in this process."""
+    bench = Bench(arguments.dataset, arguments.data_dir, folder, arguments.quick)
+    packs = jax.default_backend() == 'gpu'  # as in training
+    make = functools.partial(packed_case, bench, 'pretrain', packs)
+    (record,) = timing.measure([Row('step', 'step', make)], min(bench.turns, 5), bench.seconds)
+    if 'failed' in record:
+        raise SystemExit(record['failed'])
+    return record
+
+
+def step_command(arguments: argparse.Namespace) -> list[str]:
+    """The command of a process that times a step."""
+    argv = [sys.executable, '-m', 'benchmarks.members', '--only_step']
+    argv += [f'--dataset={arguments.dataset}', f'--data_dir={arguments.data_dir}']
+    return argv + ['--quick'] * arguments.quick
+
+
+def time_command_buffers(arguments: argparse.Namespace) -> list[Record]:
+    """A step of SASRec with each of `COMMAND_BUFFERS`, each in a process of its own."""
+    argv = step_command(arguments)
+    rows, flags = [], os.environ.get('XLA_FLAGS', '')
+    for name, option in COMMAND_BUFFERS.items():
+        record: Record = {'name': f'command buffers {name}'}
+        with timing.errors_recorded(record):
+            environment = {**os.environ, 'XLA_FLAGS': f'{flags} {option}'.strip()}
+            done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or [''])[-1]
+                raise RuntimeError(f'exit code {done.returncode}: {reason}')
+            measured = json.loads(done.stdout.splitlines()[-1])
+            record = measured | record
+        rows.append(record | {'against': 'command buffers by default'})
+    return timing.add_ratios(rows)
+
+
 def sections(bench: Bench, numbers: Sequence[int]) -> dict[str, list[Record]]:
     """What is timed in this process, by the names of the table's sections."""
 
@@ -176,6 +221,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--data_dir', default='')
     parser.add_argument('--out', type=Path, help='write the figures to this .json')
     parser.add_argument('--seeds', default='1,5,16', help='how many at once; 1 is among them')
+    parser.add_argument('--only_step', action='store_true', help='a step of SASRec, as JSON')
     parser.add_argument('--quick', action='store_true', help='a smoke test on synthetic data')
     return parser.parse_args(argv)
 
@@ -186,12 +232,16 @@ def main(argv: Sequence[str]) -> int:
     numbers = [1, 2] if arguments.quick else [int(number) for number in arguments.seeds.split(',')]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if arguments.only_step:
+            print(json.dumps(time_step(arguments, folder)))
+            return 0
         # Before this process takes the device's memory.
-        jobs = time_jobs(arguments, folder)
+        jobs, buffers = time_jobs(arguments, folder), time_command_buffers(arguments)
         result: Record = {'machine': timing.describe_machine(), 'quick': arguments.quick}
         try:
             bench = Bench(arguments.dataset, arguments.data_dir, folder, arguments.quick)
-            result['sections'] = {'the whole job': jobs} | sections(bench, numbers)
+            first = {'the whole job': jobs, 'a step of SASRec': buffers}
+            result['sections'] = first | sections(bench, numbers)
         except UserError as error:
             print(f'error: {error}', file=sys.stderr)
             return 2

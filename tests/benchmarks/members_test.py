@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 
 import jax
 import numpy as np
@@ -38,6 +39,7 @@ def test_a_row_that_fails_is_said_and_the_others_go_on(monkeypatch, tmp_path, ca
         raise MemoryError('too large')
 
     monkeypatch.setattr(members, 'time_jobs', lambda *_: [])
+    monkeypatch.setattr(members, 'time_command_buffers', lambda *_: [])
     monkeypatch.setattr(members, 'packed_case', fail)
     monkeypatch.setattr(members, 'epoch_case', functools.partial(_constant, 3.0))
     monkeypatch.setattr(members, 'step_case', functools.partial(_constant, 5.0))
@@ -51,3 +53,16 @@ def test_a_row_that_fails_is_said_and_the_others_go_on(monkeypatch, tmp_path, ca
 
 def _constant(amount, *_):
     return members.Case(lambda: np.zeros(1), amount, 'histories')
+
+
+def test_an_option_that_xla_does_not_know_ends_its_own_process_alone(monkeypatch):
+    """The child is replaced by one that fails where the option is unknown, as XLA does."""
+    child = 'import os, sys; "nonsense" in os.environ["XLA_FLAGS"] and sys.exit("Unknown flag");'
+    child += 'print("""{"seconds": {"median": 2.0}, "per_second": 0.5}""")'
+    options = {'by default': '', 'wrong': '--xla_nonsense=1', 'empty': ''}
+    monkeypatch.setattr(members, 'COMMAND_BUFFERS', options)
+    monkeypatch.setattr(members, 'step_command', lambda _: [sys.executable, '-c', child])
+    rows = members.time_command_buffers(members.parse_arguments(['--quick']))
+    assert [row.get('ratio') for row in rows] == [1, None, 1]
+    assert rows[1]['failed'] == 'RuntimeError: exit code 1: Unknown flag'
+    assert rows[1]['name'] == 'command buffers wrong'
