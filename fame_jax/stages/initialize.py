@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -42,23 +43,24 @@ def draw_params(context: RunContext, stage: str, module: ItemModel, key: Array) 
 
 
 def draw_grown_params(module: ItemModel, old: Tree, key: Array) -> Tree:
-    """`draw_params` in host memory where the shape is not one of `old`, and shapes elsewhere.
+    """`draw_params` in host memory where a shape is not that of `old`, and shapes elsewhere.
 
     Args:
       module: with more items.
       old: the same model's parameters with fewer items, or their shapes.
       key: the stage's key.
     """
-    leaves, structure = jax.tree.flatten(abstract_params(module))
-    shapes = {leaf.shape for leaf in leaves} - {leaf.shape for leaf in jax.tree.leaves(old)}
+    shapes = flax.traverse_util.flatten_dict(abstract_params(module))
+    before = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(old).items()}
+    grown = [path for path, leaf in shapes.items() if before.get(path) != leaf.shape]
 
-    def init(key: Array) -> list[Array]:
+    def init(key: Array) -> dict[tuple[str, ...], Array]:
         # XLA leaves out the draws of all others.
-        drawn = jax.tree.leaves(registry.init_params(module, key))
-        return [leaf for leaf in drawn if leaf.shape in shapes]
+        drawn = flax.traverse_util.flatten_dict(registry.init_params(module, key))
+        return {path: drawn[path] for path in grown}
 
-    drawn = iter(jax.device_get(jax.jit(init)(jax.random.fold_in(key, 0))))
-    return structure.unflatten([next(drawn) if leaf.shape in shapes else leaf for leaf in leaves])
+    drawn = jax.device_get(jax.jit(init)(jax.random.fold_in(key, 0)))
+    return flax.traverse_util.unflatten_dict(shapes | drawn)
 
 
 def zeros(module: ItemModel, mesh: Mesh | None) -> Tree:

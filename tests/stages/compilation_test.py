@@ -104,9 +104,10 @@ def test_initial_parameters_are_those_of_the_key(tmp_path):
 
 @pytest.mark.parametrize('model, tables', [('fame', {'item_table'}), ('bert4rec', None)])
 def test_of_a_grown_model_only_the_tables_are_drawn(tmp_path, model, tables):
-    run, module, old = open_tiny_run(model, tmp_path)
-    grown = module.clone(num_items=module.num_items + 3)
-    key = jax.random.key(0)
+    """The grown vector of the items has the length of other vectors, the width of the model."""
+    run, module, _ = open_tiny_run(model, tmp_path)
+    key, grown = jax.random.key(0), module.clone(num_items=module.width - 1)
+    old = registry.init_params(module.clone(num_items=3), key)
     drawn = initialize.draw_grown_params(grown, old, key)
     expected = registry.init_params(grown, jax.random.fold_in(key, 0))
     assert jax.tree.structure(drawn) == jax.tree.structure(expected)
