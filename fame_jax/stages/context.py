@@ -47,7 +47,8 @@ class RunContext:
       screen: the terminal.
       executor: one thread, in which XLA compiles programs of this and of later stages.
       setups: by stage, what it trains with, so that it is compiled once; see train.py.
-      programs: by stage, its compiled steps; runs that differ in their seeds share them.
+      programs: by name, what a stage compiles: its steps, its optimizer and the draws of its
+        initial parameters; runs that differ in their seeds share them.
       prints: whether stages print their results to stdout.
     """
 
