@@ -61,11 +61,10 @@ class Members:
             for context, setup in zip(self.contexts, self.setups)
         ]
         self.program = members_stage.Group(self.contexts, stage).program
+        first = self.setups[0]  # of which the others differ in their seeds alone
+        init = jax.jit(functools.partial(registry.init_params, first.module))
         states = [
-            step_lib.init_state(
-                registry.init_params(setup.module, setup.key), setup.optimizer, None
-            )
-            for setup in self.setups
+            step_lib.init_state(init(setup.key), first.optimizer, None) for setup in self.setups
         ]
         self.state = stack_trees(states)
         self.key = jnp.stack([setup.key for setup in self.setups])
