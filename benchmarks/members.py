@@ -18,6 +18,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import timing
+from benchmarks import speed, timing
 from benchmarks.speed import Bench, Training
 from benchmarks.timing import Case, Record, Row
 from fame_jax import run_dir
@@ -211,6 +212,17 @@ def sections(bench: Bench, numbers: Sequence[int]) -> dict[str, list[Record]]:
     }
 
 
+def parse_numbers(text: str) -> list[int]:
+    """Numbers of seeds such as '1,5,16', with 1, with which the others are compared.
+
+    Raises:
+      ArgumentTypeError: for another text.
+    """
+    if not re.fullmatch(r'[1-9]\d*(,[1-9]\d*)*', text):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a list of numbers such as 1,5,16')
+    return sorted({1, *map(int, text.split(','))})
+
+
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -219,7 +231,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--dataset', default='toys', help='as of fame_jax.main')
     parser.add_argument('--data_dir', default='')
     parser.add_argument('--out', type=Path, help='write the figures to this .json')
-    parser.add_argument('--seeds', default='1,5,16', help='how many at once; 1 is among them')
+    parser.add_argument('--seeds', default=[1, 5, 16], type=parse_numbers, help='how many at once')
     parser.add_argument('--only_step', action='store_true', help='a step of SASRec, as JSON')
     parser.add_argument('--quick', action='store_true', help='a smoke test on synthetic data')
     return parser.parse_args(argv)
@@ -228,7 +240,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Measures, prints and writes; 1 where a row failed, 2 for a mistake of the user."""
     arguments = parse_arguments(argv)
-    numbers = [1, 2] if arguments.quick else [int(number) for number in arguments.seeds.split(',')]
+    numbers = [1, 2] if arguments.quick else arguments.seeds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arguments.only_step:
@@ -239,19 +251,19 @@ def main(argv: Sequence[str]) -> int:
         result: Record = {'machine': timing.describe_machine(), 'quick': arguments.quick}
         try:
             bench = Bench(arguments.dataset, arguments.data_dir, folder, arguments.quick)
+            result['dataset'] = bench.base.data.describe()
             first = {'the whole job': jobs, 'a step of SASRec': buffers}
             result['sections'] = first | sections(bench, numbers)
         except UserError as error:
             print(f'error: {error}', file=sys.stderr)
             return 2
-    print(timing.headline(result['machine']), '', *timing.table(result['sections']), sep='\n')
+    print(speed.markdown(result))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         run_dir.write_json(arguments.out, result)
-    failed = [row for rows in result['sections'].values() for row in rows if 'failed' in row]
-    for row in failed:
-        print(f'failed: {row["name"]}: {row["failed"]}', file=sys.stderr)
-    return 1 if failed else 0
+    for line in speed.failures(result):
+        print(f'failed: {line}', file=sys.stderr)
+    return 1 if speed.failures(result) else 0
 
 
 if __name__ == '__main__':

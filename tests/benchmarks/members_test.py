@@ -6,6 +6,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 from run_fixtures import largest_difference
 
 from benchmarks import members
@@ -66,3 +67,11 @@ def test_an_option_that_xla_does_not_know_ends_its_own_process_alone(monkeypatch
     assert [row.get('ratio') for row in rows] == [1, None, 1]
     assert rows[1]['failed'] == 'RuntimeError: exit code 1: Unknown flag'
     assert rows[1]['name'] == 'command buffers wrong'
+
+
+def test_one_seed_is_always_among_the_numbers(capsys):
+    assert members.parse_arguments(['--seeds=16,5']).seeds == [1, 5, 16]
+    assert members.parse_arguments([]).seeds == [1, 5, 16]
+    with pytest.raises(SystemExit) as stopped:
+        members.parse_arguments(['--seeds=five'])
+    assert stopped.value.code == 2 and "'five' is not a list of numbers" in capsys.readouterr().err
