@@ -51,8 +51,8 @@ class EvalBatches:
     history.
 
     Lengths are rounded up by `bucket`, so that few shapes are compiled. A batch is as wide as the
-    longest of its histories, and wide batches have fewer rows. Where few batches have as many rows
-    and positions, all of them have as many places for seen items.
+    longest of its histories, and wide batches have fewer rows. Batches of the same B and L have the
+    same S where that adds little padding.
     """
 
     def __init__(
@@ -186,10 +186,10 @@ def _plan(
 
 
 def _merge_shapes(plan: list[tuple[Shape, int, int]]) -> list[tuple[Shape, int, int]]:
-    """The plan with one width of seen items for each B and L, where that is little padding.
+    """Gives all batches of the same B and L the largest S among them, if that adds little padding.
 
-    A program for each width takes a second and more to compile, and a lookup of seen items is cheap
-    next to reading L positions.
+    Each S is a program that takes a second and more to compile, and to look up a seen item is cheap
+    next to encoding a position.
     """
     same: dict[tuple[int, int], list[int]] = {}
     for shape, _, _ in plan:

@@ -115,13 +115,18 @@ def abstract(tree: Tree, mesh: Mesh | None) -> Tree:
 def init_sharded(init: Callable[..., Tree], mesh: Mesh | None) -> Callable[..., Tree]:
     """`init`, jitted so that each array is created with its sharding, never whole on one device.
 
-    Without a mesh the result is compiled once for all its calls.
+    It is compiled once for all calls, whose arguments have the same shapes.
     """
     if mesh is None:
         return jax.jit(init)
+    jitted = None
 
     def init_on_mesh(*args: Any) -> Tree:
-        return jax.jit(init, out_shardings=shardings(jax.eval_shape(init, *args), mesh))(*args)
+        nonlocal jitted
+        if jitted is None:  # the shardings follow from the shapes, which the arguments decide
+            out_shardings = shardings(jax.eval_shape(init, *args), mesh)
+            jitted = jax.jit(init, out_shardings=out_shardings)
+        return jitted(*args)
 
     return init_on_mesh
 

@@ -43,12 +43,16 @@ def draw_params(context: RunContext, stage: str, module: ItemModel, key: Array) 
 
 
 def draw_grown_params(module: ItemModel, old: Tree, key: Array) -> Tree:
-    """`draw_params` in host memory where a shape is not that of `old`, and shapes elsewhere.
+    """Freshly initialised parameters for a larger catalogue, as far as they have rows for items.
 
     Args:
       module: with more items.
       old: the same model's parameters with fewer items, or their shapes.
       key: the stage's key.
+
+    Returns:
+      The tree of the parameters. A leaf whose shape is not that of `old` is a numpy array with the
+      values of `draw_params`; any other is a `jax.ShapeDtypeStruct`.
     """
     shapes = flax.traverse_util.flatten_dict(abstract_params(module))
     before = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(old).items()}
@@ -63,7 +67,7 @@ def draw_grown_params(module: ItemModel, old: Tree, key: Array) -> Tree:
     return flax.traverse_util.unflatten_dict(shapes | drawn)
 
 
-def zeros(module: ItemModel, mesh: Mesh | None) -> Tree:
+def make_zeros(module: ItemModel, mesh: Mesh | None) -> Tree:
     """Zeros in the shapes of a module's parameters, with their shardings."""
     shapes = abstract_params(module)
     fill = functools.partial(jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype))

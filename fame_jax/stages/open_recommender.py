@@ -24,7 +24,7 @@ from fame_jax.text import items as item_text
 Array = jax.Array
 Tree = Any
 
-# Modules whose functions are kept: those of both stages, twice.
+# The functions, with their programs, of so many modules are kept: of two runs with two stages.
 KEPT_MODULES = 4
 
 
@@ -90,9 +90,9 @@ class _Functions(NamedTuple):
 
 @functools.lru_cache(maxsize=KEPT_MODULES)
 def _functions(module: ItemModel) -> _Functions:
-    """One set of functions for equal modules, such as those of several seeds.
+    """The functions of a module; equal modules, such as those of several seeds, have the same ones.
 
-    A function's programs are compiled for the function object.
+    JAX keeps compiled programs by function object, so that other objects would be compiled anew.
     """
 
     def encode(params: Tree, tokens_BL: Array, positions_BL: Array, segments_BL: Array) -> Array:

@@ -180,7 +180,7 @@ def _initial_state(context: RunContext, stage: str, setup: 'Setup', fresh: bool)
         start = initialize.initialize(context, stage, params, setup.key)
         params = mesh_lib.device_put(start, context.mesh)
     else:
-        params = initialize.zeros(setup.module, context.mesh)
+        params = initialize.make_zeros(setup.module, context.mesh)
     return init_state(params, setup.optimizer, context.mesh)
 
 

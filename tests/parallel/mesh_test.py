@@ -60,6 +60,22 @@ def test_tables_are_split_over_model_and_other_arrays_replicated(data, model):
 
 @on_eight
 @pytest.mark.parametrize('data, model', MESHES)
+def test_parameters_on_a_mesh_are_compiled_once(data, model):
+    traced = []
+
+    def init(x):
+        traced.append(x)
+        return jax.tree.map(lambda leaf: leaf + x, TREE)
+
+    on_mesh = mesh_lib.init_sharded(init, mesh_lib.make_mesh(data, model))
+    first, count = on_mesh(jnp.zeros(())), len(traced)
+    second = on_mesh(jnp.ones(()))
+    assert len(traced) == count > 0
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a + 1, b), first, second)
+
+
+@on_eight
+@pytest.mark.parametrize('data, model', MESHES)
 def test_batches_are_split_over_data_and_gathered_whole(data, model):
     mesh = mesh_lib.make_mesh(data, model)
     batch_NBL = np.arange(2 * 16 * 3).reshape(2, 16, 3)
