@@ -24,7 +24,7 @@ declare -A flags=(
   [sasrec_bce]='--model=sasrec --loss=bce --num_negatives=1 --similarity=dot --positions=start --pretrain_epochs=300 --patience=25'
   [sasrec_sampled]='--model=sasrec --loss=sampled --num_negatives=256'
 )
-all='gru4rec sasrec_bce sasrec_sampled core cl4srec iclrec duorec atten_mixer msgifsr miasrec bsarec causal_bsarec tvrec causal_tvrec hstu esasrec last_item history_mean fame fame_bert4rec'
+all='gru4rec sasrec_bce sasrec_sampled core cl4srec iclrec duorec atten_mixer msgifsr miasrec bsarec causal_bsarec tvrec causal_tvrec hstu esasrec last_item history_mean fame fame_bert4rec branched_sasrec branched_bsarec branched_tvrec branched_fame'
 
 for seed in $seeds; do
   for model in ${MODELS:-$all}; do

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from fame_jax.evaluation.ranking import Ranks
     from fame_jax.models.atten_mixer import AttenMixer
     from fame_jax.models.bert4rec import BERT4Rec
+    from fame_jax.models.branches import (
+        BranchedBSARec,
+        BranchedFAME,
+        BranchedSASRec,
+        BranchedTVRec,
+    )
     from fame_jax.models.bsarec import BSARec, CausalBSARec
     from fame_jax.models.cl4srec import CL4SRec
     from fame_jax.models.core import CORE
@@ -73,6 +79,10 @@ _MODULE_OF = {
     'CausalBSARec': 'models.bsarec',
     'TVRec': 'models.tvrec',
     'CausalTVRec': 'models.tvrec',
+    'BranchedSASRec': 'models.branches',
+    'BranchedBSARec': 'models.branches',
+    'BranchedTVRec': 'models.branches',
+    'BranchedFAME': 'models.branches',
     'LastItem': 'models.pooling',
     'HistoryMean': 'models.pooling',
 }

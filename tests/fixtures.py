@@ -155,7 +155,7 @@ def right_aligned(history, length=7):
 
 # Options of small models; each model takes those that it has.
 SMALL = {'width': 8, 'num_heads': 2, 'num_experts': 3, 'num_blocks': 1, 'max_length': 6}
-SMALL |= {'dropout': 0.0, 'item_dropout': 0.0}
+SMALL |= {'dropout': 0.0, 'item_dropout': 0.0, 'branches': 2}
 
 
 def make_model(name, seed=0, **options):

@@ -19,7 +19,8 @@ class Model:
         'fame',
         'fame, fame_bert4rec, sasrec, gru4rec, bert4rec, core, cl4srec, duorec, iclrec, '
         'atten_mixer, msgifsr, miasrec, bsarec, causal_bsarec, tvrec, causal_tvrec, hstu, esasrec, '
-        'last_item, history_mean, or a class of your own as package.module:Class.',
+        'branched_sasrec, branched_bsarec, branched_tvrec, branched_fame, last_item, history_mean, '
+        'or a class of your own as package.module:Class.',
     )
     reading: str = field(
         '',

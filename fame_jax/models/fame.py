@@ -132,6 +132,11 @@ class FAME(SASRec):
         }
 
     @nn.nowrap
+    def facet_projections(self, params: Mapping[str, Any]) -> Array:
+        """W_f of the FAME block (eq. 9), [H, D, K]."""
+        return params['facet_block']['facet']
+
+    @nn.nowrap
     def objective(
         self, params: dict, batch: Batch, key: Array, loss: LossOptions
     ) -> tuple[Array, Array, dict[str, Array]]:

@@ -151,6 +151,16 @@ class ItemModel(nn.Module):
         return total, weight, {}
 
     @nn.nowrap
+    def facet_projections(self, params: Mapping[str, Any]) -> Array | None:
+        """W_f, [H, D, K], which turn an item's vector into its view by each of H heads; here None.
+
+        Args:
+          params: the model's parameters.
+        """
+        del params
+        return None
+
+    @nn.nowrap
     def validate(self) -> None:
         """Checks the options.
 

@@ -16,6 +16,12 @@ from fame_jax.models import options as option_types
 from fame_jax.models import text_path
 from fame_jax.models.atten_mixer import AttenMixer
 from fame_jax.models.bert4rec import BERT4Rec
+from fame_jax.models.branches import (
+    BranchedBSARec,
+    BranchedFAME,
+    BranchedSASRec,
+    BranchedTVRec,
+)
 from fame_jax.models.bsarec import BSARec, CausalBSARec
 from fame_jax.models.cl4srec import CL4SRec
 from fame_jax.models.core import CORE
@@ -51,6 +57,10 @@ MODELS: dict[str, type[ItemModel]] = {
     'causal_bsarec': CausalBSARec,
     'tvrec': TVRec,
     'causal_tvrec': CausalTVRec,
+    'branched_sasrec': BranchedSASRec,
+    'branched_bsarec': BranchedBSARec,
+    'branched_tvrec': BranchedTVRec,
+    'branched_fame': BranchedFAME,
     'last_item': LastItem,
     'history_mean': HistoryMean,
 }

@@ -64,7 +64,7 @@ def open_recommender(context: RunContext, mesh: Mesh | None = None) -> Recommend
 
 def serving_model(module: ItemModel, params: Tree, max_length: int) -> ServedModel:
     """A module and its parameters as functions of arrays, on the module's mesh."""
-    facet = params.get('facet_block', {}).get('facet')
+    facet_HDK = module.facet_projections(params)
     functions = _functions(module)
     return ServedModel(
         encode=functions.encode,
@@ -75,7 +75,7 @@ def serving_model(module: ItemModel, params: Tree, max_length: int) -> ServedMod
         intermediates=functions.intermediates,
         mesh=module.mesh,
         score_kind=SCALED_COSINE if module.similarity == 'cosine' else DOT,
-        facet_HDK=facet.astype(jnp.float32) if facet is not None else None,
+        facet_HDK=None if facet_HDK is None else facet_HDK.astype(jnp.float32),
     )
 
 

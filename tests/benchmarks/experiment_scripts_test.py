@@ -50,7 +50,7 @@ def test_table2_trains_every_model_with_every_seed(tmp_path):
     assert models.count('sasrec') == 2 * len(SEEDS)
     assert {run['loss'] for run in runs if run['model'] == 'sasrec'} == {'bce', 'sampled'}
     assert {run['seed'] for run in runs} == set(SEEDS)
-    assert len({run['workdir'] for run in runs}) == len(runs) == 20 * len(SEEDS)
+    assert len({run['workdir'] for run in runs}) == len(runs) == 24 * len(SEEDS)
     assert all(run['data_dir'] == 'DATA' and run['dataset'] == 'toys' for run in runs)
     assert last[1:4] == ['-m', 'fame_jax.report.tables', f'{tmp_path}/toys/*/results.json']
     assert '--against=FAME' in last

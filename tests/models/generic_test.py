@@ -28,7 +28,7 @@ POSITIONS = [name for name, cls in MODELS.items() if cls.row_layout != 'prefixes
 
 # Options that make a small model's parts all count; each model takes those that it has.
 PARTS = {'width': 16, 'num_experts': 2, 'hidden_width': 16, 'num_clusters': 4, 'num_levels': 2}
-PARTS |= {'contrast_anchors': 16, 'max_unit': 2, 'max_length': 8}
+PARTS |= {'contrast_anchors': 16, 'max_unit': 2, 'max_length': 8, 'branches': 2}
 # Parameters without a gradient: k-means sets them, entmax excludes queries by them, or, in a graph
 # without repeated items, a softmax is over one edge.
 IDLE = {'iclrec': ('intents',), 'miasrec': ('importance',), 'msgifsr': ('source', 'target')}
@@ -52,8 +52,15 @@ def test_facts_of_the_class(name):
 
 
 ODD = [
-    {'width': 1, 'num_heads': 1, 'num_experts': 1, 'num_blocks': 1, 'max_length': 1},
-    {'width': 12, 'num_heads': 3, 'max_unit': 3, 'attention_bias': False, 'dtype': jnp.bfloat16},
+    {'width': 1, 'num_heads': 1, 'num_experts': 1, 'num_blocks': 1, 'max_length': 1, 'branches': 1},
+    {
+        'width': 12,
+        'num_heads': 3,
+        'max_unit': 3,
+        'attention_bias': False,
+        'branches': 2,
+        'dtype': jnp.bfloat16,
+    },
 ]
 
 

@@ -17,7 +17,7 @@ from fame_jax.training import step
 pytestmark = pytest.mark.slow
 
 SIZES = {'width': 16, 'num_heads': 2, 'num_blocks': 1, 'num_experts': 2, 'hidden_width': 16}
-SIZES |= {'num_clusters': 4, 'contrast_anchors': 16, 'num_levels': 2, 'max_unit': 2}
+SIZES |= {'num_clusters': 4, 'contrast_anchors': 16, 'num_levels': 2, 'max_unit': 2, 'branches': 2}
 WITHOUT_BACKBONE = [name for name, cls in MODELS.items() if cls.backbone is None]
 
 

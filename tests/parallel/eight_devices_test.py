@@ -13,6 +13,7 @@ FILES = (
     'sharded_runs',
     'sharded_serving',
     'sharded_members',
+    'sharded_branches',
 )
 PATHS = [str(Path(__file__).parent / f'{name}_test.py') for name in FILES]
 

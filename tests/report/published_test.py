@@ -18,6 +18,7 @@ def test_published_figures_are_complete_and_of_models_in_the_table():
     assert {s.model for s in published.SOURCES if s.place == published.PAPER} == OURS - {
         *('sasrec', 'sasrec_sampled', 'fame_bert4rec', 'hstu', 'esasrec', 'last_item'),
         *('bsarec', 'causal_bsarec', 'tvrec', 'causal_tvrec', 'history_mean'),
+        *('branched_sasrec', 'branched_bsarec', 'branched_tvrec', 'branched_fame'),
     }
 
 
