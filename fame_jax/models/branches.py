@@ -17,7 +17,7 @@ batches, and that the epoch is selected by their mean.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -37,8 +37,8 @@ Array = jax.Array
 Tree = Any
 
 
-class Branches(ItemModel):
-    """What models with branches share; a subclass also inherits from the model of a branch.
+class Branches(nn.Module):
+    """What models with branches share; a subclass inherits from the model of a branch after it.
 
     The options are those of a branch, with the same defaults, except for `width`, which all
     branches share: each has width / branches.
@@ -190,16 +190,12 @@ class BranchedSASRec(Branches, SASRec):
 class BranchedBSARec(Branches, CausalBSARec):
     """BSARecs in their packed form side by side."""
 
-    similarity: Literal['cosine', 'dot'] = 'dot'
-
     title: ClassVar[str] = 'BSARec, packed, branched'
     branch: ClassVar[type[ItemModel]] = CausalBSARec
 
 
 class BranchedTVRec(Branches, CausalTVRec):
     """TV-Recs in their packed form side by side."""
-
-    similarity: Literal['cosine', 'dot'] = 'dot'
 
     title: ClassVar[str] = 'TV-Rec, packed, branched'
     branch: ClassVar[type[ItemModel]] = CausalTVRec
@@ -224,8 +220,8 @@ class BranchedFAME(Branches, FAME):
         params = {'item_table': self.item_table, 'branches': self.branch_params}
         parts = self.each_branch(intermediates, params)
         eye_RR = jnp.eye(self.branches) * self.share()
-        head_RBHRK = jnp.einsum('RBHK,RS->RBHSK', parts['head_BHD'], eye_RR)
-        parts['head_BHD'] = head_RBHRK.reshape(*head_RBHRK.shape[:-2], -1)
+        head_RBHSK = jnp.einsum('RBHK,RS->RBHSK', parts['head_BHD'], eye_RR)
+        parts['head_BHD'] = head_RBHSK.reshape(*head_RBHSK.shape[:-2], -1)
         return {
             name: jnp.concatenate(part_R, axis=2 if name == 'positions_BLHN' else 1)
             for name, part_R in parts.items()
