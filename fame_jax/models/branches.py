@@ -144,8 +144,8 @@ class Branches(nn.Module):
 
     def item_transform(self, row_VD: Array) -> Array:
         """The item vectors of rows of the table: those of the branches, side by side."""
-        row_RVK = self.split(row_VD.astype(self.dtype))
-        return self.join(self.comparable(row_RVK)) * self.share()
+        item_RVK = jax.vmap(self.branch_module().item_transform)(self.split(row_VD))
+        return self.join(item_RVK) * self.share()
 
     @nn.nowrap
     def objective(
@@ -165,8 +165,22 @@ class Branches(nn.Module):
 
     @nn.nowrap
     def validate(self) -> None:
-        """Each branch must have as many columns of the item table, and valid options."""
+        """Each branch must have as many columns of the item table, and valid options.
+
+        Raises:
+          ValueError: in one line; also when the class of a branch has what branches cannot have.
+        """
         super().validate()
+        kind = self.branch
+        obstacles = {
+            'several queries for a history': kind.combine is not ItemModel.combine,
+            'item vectors that depend on more than a row of the table': not kind.row_wise_items,
+            'frozen parameters': bool(kind.frozen_params),
+            'work before each epoch': kind.before_epoch is not None,
+        }
+        found = [name for name, is_there in obstacles.items() if is_there]
+        if found:
+            raise ValueError(f'branches={self.branches}: {kind.title} has {", ".join(found)}')
         if self.width % self.branches:
             raise ValueError(
                 f'width={self.width} does not divide into branches={self.branches}; make the width '

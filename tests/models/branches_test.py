@@ -168,3 +168,17 @@ def test_facets_are_the_heads_of_all_branches():
 def test_wrong_sizes_are_refused(options, message):
     with pytest.raises(registry.UserError, match=message):
         registry.make('branched_sasrec', options)
+
+
+@pytest.mark.parametrize(
+    'name, obstacles',
+    [
+        ('miasrec', 'several queries for a history, item vectors that depend'),
+        ('iclrec', 'frozen parameters, work before each epoch'),
+    ],
+)
+def test_models_that_cannot_have_branches_are_refused(name, obstacles):
+    kind = registry.MODELS[name]
+    cls = type('Branched', (branches.Branches, kind), {'branch': kind, '__annotations__': {}})
+    with pytest.raises(ValueError, match=obstacles):
+        cls(width=16, branches=2).validate()
