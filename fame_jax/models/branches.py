@@ -3,14 +3,14 @@
 A branch is a whole model: it has its own columns of the item table, its own parameters and its own
 loss. The score of an item is the mean of the branches' scores, which is one inner product again:
 
-    s(u, v) = 1/R sum_r q_u^r . x_v^r = (q_u^1 .. q_u^R) / R . (x_v^1 .. x_v^R)
+    s(u, v) = 1/R sum_r q_u^r . x_v^r = R^-.5 (q_u^1 .. q_u^R) . R^-.5 (x_v^1 .. x_v^R)
 
 so ranking, export and search indexes need not know about branches.
 
 This is what the paper says of FAME's heads (section 4.2.3: the sub-embeddings of each head predict
 the next item by themselves), for the whole model and not for its last block alone. Separate item
 vectors and layers for each part are the multi-embedding of Guo et al. (ICML 2024, arXiv
-2310.04400), who train the mean of the parts; here each is trained by itself, as in an ensemble
+2310.04400), who train all parts by one loss; here each is trained by itself, as in an ensemble
 (arXiv 1612.01474). Of an ensemble of separate runs it differs in that the branches see the same
 batches, and that the epoch is selected by their mean.
 """
