@@ -171,11 +171,15 @@ def count_targets(card: Mapping[str, Any]) -> int:
 def limit_lines(card: Mapping[str, Any], only: str = '') -> list[str]:
     """A line for each stage that ended at its limit of epochs and not by --patience.
 
+    An update has none: its few epochs are meant, over which the rate falls to zero.
+
     Args:
       card: the protocol card.
       only: a stage; '': all stages.
     """
     lines, config = [], card.get('config', {})
+    if config.get('append'):
+        return lines
     for stage, of_stage in card.get('stages', {}).items():
         limit, epochs = config.get(f'{stage}_epochs'), of_stage.get('epochs')
         best = of_stage.get('best_epoch')

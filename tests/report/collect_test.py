@@ -149,6 +149,13 @@ def test_stages_that_ended_at_their_limit(best, epochs, limit, says):
     assert limit_lines(card, 'finetune') == [] == limit_lines({})
 
 
+def test_an_update_ends_at_its_few_epochs_without_a_word():
+    config = {'finetune_epochs': 3, 'patience': 5}
+    card = {'config': config, 'stages': {'finetune': {'best_epoch': 3, 'epochs': 3}}}
+    assert len(limit_lines(card)) == 1
+    assert limit_lines({**card, 'config': {**config, 'append': 'monday.csv'}}) == []
+
+
 def test_the_line_about_a_limit_of_one_epoch_that_was_no_better():
     of_stage = {'epochs': 1, 'best_epoch': 0}
     card = {'config': {'finetune_epochs': 1, 'patience': 5}, 'stages': {'finetune': of_stage}}
