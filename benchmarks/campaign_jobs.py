@@ -19,6 +19,7 @@ from fame_jax.stages import settings
 Record = dict[str, Any]
 
 DATASETS = ('toys', 'beauty', 'sports', 'ml-1m-full')
+# Models with branches take as many times as long as they have branches; --models names them.
 MODELS = (
     *('fame', 'causal_bsarec', 'causal_tvrec', 'hstu', 'esasrec', 'last_item', 'history_mean'),
     *('gru4rec', 'sasrec_bce', 'sasrec_sampled', 'core', 'cl4srec', 'duorec', 'iclrec'),
@@ -98,7 +99,7 @@ def list_jobs(
     except re.error as error:
         raise UserError(f'--only={only} is no regular expression: {error}') from error
     # The backbone of a FAME is a row of its run.
-    fames = {'sasrec': 'fame', 'bert4rec': 'fame_bert4rec'}
+    fames = {'sasrec': 'fame', 'bert4rec': 'fame_bert4rec', 'branched_sasrec': 'branched_fame'}
     pairs = [(d, m) for d, m in dict.fromkeys(pairs) if (d, fames.get(m)) not in pairs]
     if not pairs:
         raise UserError('no job is left; --models, --datasets and --only choose them')

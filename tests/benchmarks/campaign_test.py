@@ -88,9 +88,16 @@ def test_the_list_has_every_model_on_every_data_set_with_flags_that_it_can_have(
         assert values['seeds'] == ('0', '1')
         assert values['prepared'] == str(tmp_path / 'data' / job.name.split('/')[0])
     # SASRec is there with two other losses; FAME's run trains it with the cross-entropy.
-    assert found == {*registry.MODELS} - {'bert4rec', 'bsarec', 'tvrec'}
+    branched = {name for name in registry.MODELS if name.startswith('branched_')}
+    assert found == {*registry.MODELS} - branched - {'bert4rec', 'bsarec', 'tvrec'}
     losses = [flag for job in jobs for flag in job.flags if flag.startswith('--loss=')]
     assert {*losses} == {'--loss=bce', '--loss=sampled'} and len(losses) == 8
+
+
+def test_a_backbone_is_a_row_of_its_fame():
+    for models in ('fame,sasrec', 'branched_fame,branched_sasrec', 'fame_bert4rec,bert4rec'):
+        jobs = campaign_jobs.list_jobs(models.split(','), ['toys'], '0')
+        assert [job.name for job in jobs] == ['toys/data', f'toys/{models.partition(",")[0]}']
 
 
 def test_flags_come_from_the_data_sets_file_where_model_and_recipe_let_them():
