@@ -81,7 +81,13 @@ def make_world(folder, histories, users=None):
     Dataset(items, offsets, users, ['', *ids], {'name': 'hand-made'}).save(folder / 'dataset')
 
 
-SMALL_OPTIONS = {'hidden_width': 8, 'num_levels': 2, 'max_unit': 2, 'num_clusters': 2}
+SMALL_OPTIONS = {
+    'branches': 2,
+    'hidden_width': 8,
+    'num_levels': 2,
+    'max_unit': 2,
+    'num_clusters': 2,
+}
 
 
 def open_tiny_run(model, workdir):

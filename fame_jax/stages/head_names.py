@@ -32,7 +32,8 @@ def head_names(context: RunContext, module: ItemModel) -> list[str]:
         return []
     record: dict[str, Any] = run_dir.read_json(path)
     heads = record.get('heads', [])
-    if len(heads) != getattr(module, 'num_heads', 0):
+    # The slice of a facet is not that of a head where branches have heads of their own.
+    if len(heads) != getattr(module, 'num_heads', 0) or getattr(module, 'branches', 1) > 1:
         return []
     return distinct(heads)
 

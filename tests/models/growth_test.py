@@ -61,6 +61,7 @@ def test_every_model_can_grow(name):
     """All parameters but those with a row for each item have one shape for every catalogue."""
     known = registry.options(registry.find(name))
     small = {'width': 8, 'num_heads': 2, 'num_blocks': 1, 'num_experts': 2, 'max_length': 6}
+    small |= {'branches': 2}
     options = {option: value for option, value in small.items() if option in known}
 
     def zeros(num_items):

@@ -119,6 +119,8 @@ def test_heads_of_fame_plus_carry_their_facets_everywhere(plus, tmp_path):
         ({'shuffled': 'true'}, False),
         ({'facet_init': 'random'}, False),
         ({'num_heads': 3}, False),
+        ({'branches': 1}, True),
+        ({'branches': 2}, False),
         ({'facet_init': None}, False),  # a model without heads
     ],
 )
@@ -130,7 +132,9 @@ def test_heads_are_named_only_where_each_was_trained_for_a_facet(change, named, 
     text = types.SimpleNamespace(
         item_init=values['item_init'], options={'shuffled_labels': values['shuffled']}
     )
-    module = types.SimpleNamespace(num_heads=values['num_heads'])
+    module = types.SimpleNamespace(
+        num_heads=values['num_heads'], branches=values.get('branches', 1)
+    )
     if values['facet_init']:
         module.facet_init = values['facet_init']
     for source, folder in (('pretrain', tmp_path), (str(tmp_path), tmp_path / 'other')):

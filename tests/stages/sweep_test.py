@@ -249,7 +249,7 @@ def test_the_numbers_of_every_model_can_be_traced(prepared, name):
     """Every option that is marked as traced, with a value that switches nothing off."""
     marked = [n for n, option in options.of(MODELS[name]).items() if option.is_traced]
     assert {'dropout', 'temperature'} <= set(marked)
-    given = f'--model={name} --width=8 --weight_decay=.1 --ema=.9'
+    given = f'--model={name} --width=24 --weight_decay=.1 --ema=.9'
     own = [n for n in marked if n not in ('dropout', 'temperature')]
     if name == 'fame_bert4rec':  # is trained on masks, not on the targets of heads
         own.remove('head_loss')
