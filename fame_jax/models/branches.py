@@ -53,8 +53,18 @@ class Branches(nn.Module):
     width: Width = 192
     branches: Count = 3
 
-    # The class of a branch: every query is a row of one vector, and item vectors are row-wise.
+    # The class of a branch: with one query for a history, and item vectors by row of the table.
     branch: ClassVar[type[ItemModel]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuses bases in an order in which the methods of one branch would replace these."""
+        super().__init_subclass__(**options)
+        places = {base: place for place, base in enumerate(cls.__mro__)}
+        if places.get(cls.branch, -1) < places[Branches]:
+            raise TypeError(
+                f'{cls.__name__} has to inherit from Branches and after it from its branch, '
+                f'{cls.branch.__name__}'
+            )
 
     def setup(self) -> None:
         ItemModel.setup(self)

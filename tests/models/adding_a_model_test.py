@@ -62,3 +62,19 @@ def test_a_query_is_made_of_the_last_items(small):
 def test_it_learns(small):
     module, _ = small
     model_checks.check_learning(module.clone(dropout=0.0))
+
+
+def test_branches_of_it_are_made_as_the_page_says():
+    code = re.search(
+        r'^```python no-test\n(from fame_jax.models.branches.*?)^```',
+        PAGE.read_text(),
+        re.DOTALL | re.MULTILINE,
+    ).group(1)
+    names = {'MeanPool': registry.find(NAME), '__name__': 'my_models'}
+    exec(code, names)
+    module = names['BranchedMeanPool'](num_items=model_checks.V, width=16, branches=2)
+    module.validate()
+    assert module.similarity == 'dot' and module.branch_module().width == 8
+    params = model_checks.initialiser(module)(new_key(0))
+    assert params['branches']['dense']['kernel'].shape == (2, 8, 8)
+    model_checks.check_causal(module, params)

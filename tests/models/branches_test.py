@@ -182,3 +182,12 @@ def test_models_that_cannot_have_branches_are_refused(name, obstacles):
     cls = type('Branched', (branches.Branches, kind), {'branch': kind, '__annotations__': {}})
     with pytest.raises(ValueError, match=obstacles):
         cls(width=16, branches=2).validate()
+
+
+@pytest.mark.parametrize(
+    'bases', [(registry.MODELS['sasrec'], branches.Branches), (branches.Branches,)]
+)
+def test_bases_in_an_order_that_would_ignore_the_branches_are_refused(bases):
+    body = {'branch': registry.MODELS['sasrec'], '__annotations__': {}}
+    with pytest.raises(TypeError, match='inherit from Branches and after it from its branch'):
+        type('Wrong', bases, body)
