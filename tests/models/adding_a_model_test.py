@@ -1,9 +1,6 @@
-"""The model of docs/adding-a-model.md passes the checks of every model.
+"""The model of docs/adding-a-model.md passes the checks of every model, and trains as it says."""
 
-The whole run of that page, `main` with --model=my_models:MeanPool, is to be added here once the
-stages take the nested configuration.
-"""
-
+import json
 import re
 import sys
 
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 from fixtures import ROOT, new_key
 
+from fame_jax.main import main
 from fame_jax.models import registry
 
 PAGE = ROOT / 'docs' / 'adding-a-model.md'
@@ -62,6 +60,19 @@ def test_a_query_is_made_of_the_last_items(small):
 def test_it_learns(small):
     module, _ = small
     model_checks.check_learning(module.clone(dropout=0.0))
+
+
+def test_the_command_line_trains_and_evaluates_it(tmp_path):
+    argv = [
+        *('--dataset=synthetic', '--synthetic=users=60,items=40', f'--model={NAME}'),
+        *('--dropout=0.1', '--model_options=window=5', '--width=16', '--pretrain_epochs=1'),
+        *('--progress=none', f'--workdir={tmp_path / "run"}'),
+    ]
+    assert main(argv) == 0
+    results = json.loads((tmp_path / 'run' / 'results.json').read_text())['results']['pretrain']
+    assert results['model'] == 'MeanPool (width 16, window 5, dropout 0.1)'
+    metrics = results['test']['masked']
+    assert 0 < metrics['ndcg@10'] < metrics['hr@10'] < metrics['hr@20'] < 1
 
 
 def test_branches_of_it_are_made_as_the_page_says():
