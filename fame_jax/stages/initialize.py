@@ -18,6 +18,7 @@ from fame_jax.models.item_model import ItemModel
 from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.stages import settings
 from fame_jax.stages.context import RunContext, abstract_params
+from fame_jax.stages.facet_names import count_slices, has_branches
 from fame_jax.text import item_init
 
 Array = jax.Array
@@ -108,15 +109,18 @@ def initialize(context: RunContext, stage: str, params: Tree, key: Array) -> Tre
 
 
 def _check_heads(context: RunContext, folder: Path) -> None:
-    """Refuses item vectors that the stage text made for another number of heads."""
+    """Refuses item vectors that the stage text made for another number of heads or branches."""
     if not (folder / 'text.json').is_file():
         return
     heads = run_dir.read_json(folder / 'text.json').get('heads', [])
-    num_heads = getattr(context.model, 'num_heads', len(heads))
-    if len(heads) != num_heads:
+    slices = count_slices(context.model) or len(heads)
+    if len(heads) != slices:
+        chosen, parts = '--num_heads', 'heads'
+        if has_branches(context.model):
+            chosen, parts = '--model_options=branches', 'branches'
         raise UserError(
-            f'--num_heads={num_heads}: {folder} was made for {len(heads)} heads; use that number, '
-            'or remove the folder and run --stages=text'
+            f'{chosen}={slices}: {folder} was made for {len(heads)} facets and not for {slices} '
+            f'{parts}; use that number, or remove the folder and run --stages=text'
         )
 
 

@@ -18,7 +18,7 @@ from fame_jax.parallel.mesh import item_sharding
 from fame_jax.serving.recommender import DOT, SCALED_COSINE, Recommender, ServedModel
 from fame_jax.stages import model_source
 from fame_jax.stages.context import TRAINED, RunContext
-from fame_jax.stages.head_names import head_names
+from fame_jax.stages.facet_names import head_names
 from fame_jax.text import items as item_text
 
 Array = jax.Array

@@ -16,6 +16,7 @@ from fame_jax.data import download
 from fame_jax.errors import UserError
 from fame_jax.screen import duration
 from fame_jax.stages.context import RunContext
+from fame_jax.stages.facet_names import count_slices
 from fame_jax.text import facet_objective, facets, item_init, projection, synthetic_items, vectors
 from fame_jax.text.items import ItemText, read
 from fame_jax.text.options import TextOptions
@@ -118,7 +119,7 @@ def _encode_alone(context: RunContext, folder: Path) -> None:
 
 
 def _heads(context: RunContext) -> list[str]:
-    """The facet of each head: those of --facets, or the planted ones of synthetic data."""
+    """The facet of each slice of the item vectors: --facets, or those of synthetic data."""
     names, module = list(context.config.text.facets), context.module('finetune')
     if not names and context.data.item_facets is None:
         raise UserError(
@@ -126,8 +127,8 @@ def _heads(context: RunContext) -> list[str]:
             'or --facets=genres'
         )
     names = names or [f'facet_{m + 1}' for m in range(context.data.item_facets.shape[1])]
-    # A model without heads gets one slice of its item vectors for each facet.
-    heads = facets.assign(names, getattr(module, 'num_heads', len(names)))
+    # A model without heads gets one slice for each facet.
+    heads = facets.assign(names, count_slices(module) or len(names))
     if module.width % len(heads):
         raise UserError(
             f'--width={module.width} is not a multiple of {len(heads)}, the number of heads or '

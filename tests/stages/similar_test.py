@@ -11,7 +11,7 @@ from fame_jax.api import load
 from fame_jax.data.dataset import Dataset
 from fame_jax.main import main
 from fame_jax.serving import export
-from fame_jax.stages.head_names import distinct, head_names
+from fame_jax.stages.facet_names import distinct, head_names
 
 PLUS = [
     *('--progress=none', '--width=8', '--num_blocks=1', '--num_experts=2', '--max_length=10'),
@@ -120,7 +120,8 @@ def test_heads_of_fame_plus_carry_their_facets_everywhere(plus, tmp_path):
         ({'facet_init': 'random'}, False),
         ({'num_heads': 3}, False),
         ({'branches': 1}, True),
-        ({'branches': 2}, False),
+        ({'branches': 3}, False),  # the stage text had two facets
+        ({'branches': 2, 'num_heads': 1}, True),
         ({'facet_init': None}, False),  # a model without heads
     ],
 )
@@ -145,7 +146,7 @@ def test_heads_are_named_only_where_each_was_trained_for_a_facet(change, named, 
 
 
 def test_names_that_could_mean_another_head_have_its_number():
-    assert distinct(['brand', 'instance', 'instance']) == [
+    assert distinct(['brand', 'instance', 'instance'], 'head') == [
         *('brand', 'instance (head 2)', 'instance (head 3)')
     ]
-    assert distinct(['all', 'head 1']) == ['all (head 1)', 'head 1 (head 2)']
+    assert distinct(['all', 'head 1'], 'head') == ['all (head 1)', 'head 1 (head 2)']
