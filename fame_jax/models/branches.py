@@ -174,6 +174,16 @@ class Branches(nn.Module):
         return jax.tree.map(lambda leaf_R: leaf_R.mean(axis=0), results)
 
     @nn.nowrap
+    def facet_projections(self, params: Tree) -> Array:
+        """The selectors of each branch's part of an item's vector, [R, D, K]: its view of an item.
+
+        Args:
+          params: the model's parameters.
+        """
+        del params
+        return self.split(jnp.eye(self.width))
+
+    @nn.nowrap
     def validate(self) -> None:
         """Each branch must have as many columns of the item table, and valid options.
 

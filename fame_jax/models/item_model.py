@@ -152,7 +152,7 @@ class ItemModel(nn.Module):
 
     @nn.nowrap
     def facet_projections(self, params: Mapping[str, Any]) -> Array | None:
-        """W_f, [H, D, K], which turn an item's vector into its view by each of H heads; here None.
+        """The maps from an item's vector to its view by each head or branch, [H, D, K]; here None.
 
         Args:
           params: the model's parameters.

@@ -6,7 +6,7 @@
     combine.stablehlo    scores of several queries -> one score; models with several queries alone
     params.npz           the parameters, in the order of the programs' arguments
     items.npy            float32 [V + 1, D], the item vectors
-    facets.npy           float32 [H, D, K], the projections of FAME's heads; FAME alone
+    facets.npy           float32 [H, D, K], the projections of heads or branches; models with these
     items.faiss          the same as a FAISS index of inner products, by item index; if faiss is
                          installed and the model has one query
     model.onnx           items -> scores, for other languages; if onnx is installed: onnx_model.py

@@ -91,8 +91,8 @@ class ServedModel(NamedTuple):
       max_length: items of a history that the model encodes, the latest.
       intermediates: as `encode`, but returns FAME's gate, heads, router and attention for
         `explain`; None for other models.
-      facet_HDK: FAME's W_f (eq. 9), float32, for `similar_items`; None for other models, and in
-        exports of version 0.2 and before.
+      facet_HDK: FAME's W_f (eq. 9), or the selectors of branches, float32, for `similar_items`;
+        None for other models, and in exports of version 0.2 and before.
       mesh: the devices that share the item vectors; None: one device.
       score_kind: the scale of the scores; see `Recommendation`.
       onnx_file: the model.onnx of the export that the functions were read from, since a program
@@ -144,8 +144,8 @@ class Recommender:
           id_type: the type of ids in answers.
           filter_seen: whether items of a history are left out where a call does not say; False for
             data in which users come back to the same items.
-          head_names: the facet of each head, distinct, where each was trained for one (FAME+); none
-            otherwise, and the names are then 'head 1', 'head 2' and so on.
+          head_names: of heads or branches, distinct, such as their facets where each was trained
+            for one (FAME+); none: the names are 'head 1', 'head 2' and so on.
 
         Raises:
           ValueError: if id_type is 'int' and an id is not an integer.
@@ -327,11 +327,12 @@ class Recommender:
           item: an item id.
           k: length of the list, at least 1.
           by: 'all', the whole item vectors; or a head of FAME, by its number from 1 on or by its
-            name in `facets`, whose view of the items (x_v W_f^h, eq. 9) is compared.
+            name in `facets`, whose view of the items (x_v W_f^h, eq. 9) is compared; or a branch
+            in the same way, whose own item vectors are compared.
 
         Raises:
           ValueError: if the item is not in the catalogue, k is less than 1, or there is no such
-            head.
+            head or branch.
         """
         self._known([item], 'similar_items')
         return next(self.similar_items_many([item], k, by))
@@ -349,13 +350,13 @@ class Recommender:
 
     @property
     def facets(self) -> list[str]:
-        """The values of `by` in `similar_items` besides 'all': the names of FAME's heads."""
+        """The values of `by` in `similar_items` besides 'all': names of heads or of branches."""
         if self.model.facet_HDK is None:
             return []
         return [self.head_name(h) for h in range(len(self.model.facet_HDK))]
 
     def head_name(self, head: int) -> str:
-        """The name of a head, whose index is counted from 0: its facet, or 'head 1'."""
+        """The name of a head or branch, counted from 0: its facet, or 'head 1'."""
         return self.head_names[head] if self.head_names else f'head {head + 1}'
 
     def query(self, history: Iterable[ItemId]) -> np.ndarray:
@@ -477,11 +478,11 @@ class Recommender:
         return indices
 
     def _facet(self, by: str | int) -> Array | None:
-        """The projection of a head that `similar_items` names; None for whole item vectors."""
+        """The projection that `similar_items` names; None for whole item vectors."""
         if by == 'all':
             return None
         if self.model.facet_HDK is None:
-            why = f'{self.card.get("model") or "this model"} has no heads'
+            why = f'{self.card.get("model") or "this model"} has no heads and no branches'
             if self.model.intermediates is not None:
                 why = 'the export is of an older version, without the projections of its heads'
             raise ValueError(f"by={by!r}: {why}; use by='all'")
@@ -492,8 +493,8 @@ class Recommender:
         if by in names:
             return self.model.facet_HDK[names.index(by)]
         raise ValueError(
-            f"by={by!r}: there is no such head; use 'all', a number from 1 to {len(names)}, or one "
-            f'of {", ".join(map(repr, names))}'
+            f"by={by!r}: there is no such head or branch; use 'all', a number from 1 to "
+            f'{len(names)}, or one of {", ".join(map(repr, names))}'
         )
 
     def _similar(

@@ -3,8 +3,9 @@
 Read context.py first (what every stage takes), then settings.py (flags to settings), then the
 stages in their order: prepare, text, train (pretrain and finetune, with initialize.py), update
 (with updated_run.py and update_start.py), evaluate; those that use a trained run: recommend,
-similar, explain, export, report, with open_recommender.py and head_names.py; and members.py and
-sweep.py, which run the stages for several seeds and settings. search.py is a command of its own.
+similar, explain, export, report, with open_recommender.py and facet_names.py; and members.py
+and sweep.py, which run the stages for several seeds and settings. search.py is a command of its
+own.
 """
 
 from fame_jax.stages.context import RunContext, open_run

@@ -60,8 +60,7 @@ def evaluate(context: RunContext) -> None:
         ranks |= of_stage
         results[stage] = {'model': context.label(stage), 'lists': of_lists}
         module = context.module(stage)
-        has_heads = module.facet_projections(params) is not None
-        if has_heads and jax.process_count() == 1:
+        if hasattr(module, 'intermediates') and jax.process_count() == 1:
             with context.screen.waiting('evaluate: comparing the heads'):
                 results[stage]['heads'] = use_of_heads(context, params)
         facets = _probe_facets(context, module, params)
@@ -257,7 +256,7 @@ def _probe_facets(context: RunContext, module: ItemModel, params: Tree) -> dict[
       have any; {} if no facet is known, or for a model with neither.
     """
     labels, facet_HDK = _labels(context), module.facet_projections(params)
-    if not labels or (facet_HDK is None and not has_branches(module)):
+    if not labels or facet_HDK is None:
         return {}
     item_VD, known_V = _probed_vectors(context, module, params)
     if has_branches(module):

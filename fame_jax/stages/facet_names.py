@@ -26,6 +26,17 @@ def head_names(context: RunContext, module: ItemModel) -> list[str]:
     return distinct([facet for facet in facets for _ in range(heads)], 'head')
 
 
+def view_names(context: RunContext, module: ItemModel) -> list[str]:
+    """The names of a model's views of the items, its heads or, where it has none, its branches.
+
+    Returns:
+      [] for heads without facets, whose names are then their numbers.
+    """
+    if has_branches(module) and not hasattr(module, 'intermediates'):
+        return branch_names(context, module)
+    return head_names(context, module)
+
+
 def branch_names(context: RunContext, module: ItemModel) -> list[str]:
     """The facet of each branch, or 'branch 1', 'branch 2', ... where they have none.
 

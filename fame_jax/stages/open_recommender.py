@@ -18,7 +18,7 @@ from fame_jax.parallel.mesh import item_sharding
 from fame_jax.serving.recommender import DOT, SCALED_COSINE, Recommender, ServedModel
 from fame_jax.stages import model_source
 from fame_jax.stages.context import TRAINED, RunContext
-from fame_jax.stages.facet_names import head_names
+from fame_jax.stages.facet_names import view_names
 from fame_jax.text import items as item_text
 
 Array = jax.Array
@@ -58,7 +58,7 @@ def open_recommender(context: RunContext, mesh: Mesh | None = None) -> Recommend
         _card(context, stage),
         data.card.get('id_kinds', {}).get('item', 'str'),
         context.selects_masked,
-        head_names(context, module),
+        view_names(context, module),
     )
 
 

@@ -158,6 +158,14 @@ def test_facets_are_the_heads_of_all_branches():
             assert not outside.any() and parts['head_BHD'][0, place].any()
 
 
+def test_a_view_of_a_branch_is_its_part_of_an_item_vector():
+    module, params = make('branched_sasrec')
+    facet_RDK = module.facet_projections(params)
+    x_VD = module.apply({'params': params}, method='item_vectors')
+    view_RVK = np.einsum('VD,RDK->RVK', x_VD, facet_RDK)
+    assert_close(view_RVK, np.split(x_VD, R, axis=1))
+
+
 @pytest.mark.parametrize(
     'options, message',
     [

@@ -332,7 +332,7 @@ def test_a_head_that_does_not_exist_is_refused_in_one_line():
         (fame, True, 'there is no such head'),
         (fame, 'head 1', 'there is no such head'),
         (old, 1, 'the export is of an older version'),
-        (make_recommender()[0], 1, "this model has no heads; use by='all'"),
+        (make_recommender()[0], 1, "this model has no heads and no branches; use by='all'"),
     ):
         with pytest.raises(ValueError, match=words) as refusal:
             recommender.similar_items('a', 3, wrong)

@@ -81,6 +81,33 @@ def test_mistakes_are_one_line(trained, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope='module')
+def branched(tmp_path_factory):
+    """A run of three SASRecs side by side, from texts."""
+    folder = tmp_path_factory.mktemp('branched') / 'run'
+    argv = [flag for flag in PLUS if not flag.startswith(('--width', '--num_exp', '--finetune'))]
+    argv += ['--model=branched_sasrec', '--width=12', '--stages=prepare,text,pretrain,export']
+    assert main([*argv, f'--workdir={folder}']) == 0
+    return folder
+
+
+def test_items_are_similar_by_each_branch(branched):
+    run, exported = load(branched), export.load(branched / 'export')
+    assert run.facets == exported.facets == ['facet_1', 'facet_2', 'instance']
+    item_VRK = np.asarray(run.model.item_VD)[1:].reshape(-1, 3, 4)
+    ids = Dataset.load(branched / 'dataset').item_ids[1:]
+    for r, name in enumerate(run.facets):
+        x_VK = item_VRK[:, r] / np.linalg.norm(item_VRK[:, r], axis=1, keepdims=True)
+        cosine_V = x_VK @ x_VK[6]
+        cosine_V[6] = -2
+        expected = [ids[v] for v in np.argsort(-cosine_V, kind='stable')[:5]]
+        for recommender in (run, exported):
+            assert recommender.similar_items(ids[6], 5, name).items == expected
+            assert recommender.similar_items(ids[6], 5, r + 1).items == expected
+    with pytest.raises(ValueError, match='no such head or branch; use'):
+        run.similar_items(ids[6], 5, 'brand')
+
+
 # Names of heads
 
 
