@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fame_jax import run_dir
+from fame_jax.config import FLAGS
 from fame_jax.config import flags as config_flags
+from fame_jax.config.fields import show
 from fame_jax.errors import UserError
 from fame_jax.models import registry, surgery
 from fame_jax.models.item_model import ItemModel
@@ -169,7 +171,7 @@ def _refuse_other_backbone(context: RunContext, source: str, backbone: ItemModel
     other = other.backbone_module() if other.backbone else other
     ours, others = registry.values(backbone), registry.values(other)
     differ = [
-        f'--{name}={value} (there: {others.get(name)})'
+        f'{"--" if name in FLAGS else "--model_options="}{name}={value} (there: {others.get(name)})'
         for name, value in ours.items()
         if name != 'dropout' and others.get(name) != value
     ]
@@ -179,6 +181,7 @@ def _refuse_other_backbone(context: RunContext, source: str, backbone: ItemModel
     always = ('item_init', 'unseen_items', 'text_path', 'text_path_below')
     for name in names if text.uses_texts else always:
         if getattr(mine, name) != getattr(text, name):
-            differ.append(f'--{name}={getattr(mine, name)} (there: {getattr(text, name)})')
+            here, there = show(getattr(mine, name)), show(getattr(text, name))
+            differ.append(f'--{name}={here} (there: {there})')
     if differ:
         raise UserError(f'--backbone={source} is another model: {", ".join(differ)}')

@@ -214,7 +214,9 @@ def test_a_backbone_of_other_data_or_another_model(trained, tmp_path, capsys):
     tune = [*SMALL_RUN, '--stages=prepare,finetune', f'--backbone={trained}']
     line = refused(capsys, *tune, '--synthetic=seed=7', f'--workdir={tmp_path / "a"}')
     assert 'other data' in line
-    for flag, stored in (('num_blocks=3', 1), ('similarity=dot', 'cosine')):
+    changes = {'num_blocks=3': 1, 'similarity=dot': 'cosine'}
+    changes['model_options=attention_scale=model'] = 'head'
+    for flag, stored in changes.items():
         line = refused(capsys, *tune, f'--{flag}', f'--workdir={tmp_path / flag}')
         assert f'--{flag} (there: {stored})' in line and str(trained) in line
 

@@ -208,6 +208,12 @@ def test_vectors_for_another_number_of_branches_are_refused(with_branches, tmp_p
     assert '--model_options=branches=2: ' in error and 'for 3 facets and not for 2 bran' in error
 
 
+def test_a_backbone_with_other_facets_is_refused(plus, tmp_path, capsys):
+    argv = [*SMALL, *TEXT, *FAME, '--facets=facet_2,facet_1', '--stages=prepare,finetune']
+    error = refused(capsys, *argv, f'--backbone={plus}', f'--workdir={tmp_path}/run')
+    assert '--facets=facet_2,facet_1 (there: )' in error
+
+
 SHAPES = ['--width=8', '--num_blocks=1', '--max_length=10', '--row_length=16', '--rows_per_step=4']
 PATH = ['--model=sasrec', '--item_init=random', '--text_path=.5', '--text_path_below=3']
 
