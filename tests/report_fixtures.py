@@ -119,7 +119,7 @@ def full_report(name='FAME'):
         paper={'finetune': PaperRow(name, {'hr@10': 0.1065}, [name])},
         curves=[Curves('pretrain', lines, 2), Curves('finetune', lines, None)],
         groupings=[Grouping('length', rows), Grouping('popularity', rows)],
-        facets={'trained': make_agreement(facets=(name,))},
+        facets={'fine-tuned': make_agreement(facets=(name,))},
         item_map='<svg onload="alert(2)"/>',
         flags=f'--dataset={name}\n',
         heads=groups.usage(np.array([[0.4, 0.6], [0.7, 0.3]]), np.full((2, 2, 3), 1 / 3)),

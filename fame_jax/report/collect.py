@@ -264,22 +264,12 @@ def group_users(data: Dataset, ranks: Mapping[str, Mapping[str, np.ndarray]]) ->
     return [Grouping(by, groups.group_metrics(part, ranks)) for by, part in parts.items()]
 
 
-def final_facets(results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Agreement of heads or branches with facets in the last trained model; {} without either.
-
-    Args:
-      results: of results.json, by model.
-    """
-    last = results.get('finetune') or results.get('pretrain') or {}
-    return last.get('facets', {})
-
-
 def _facets(folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Agreement with facets before and after text training (FAME+) and at the end."""
-    final = final_facets(results)
+    """Agreement of heads and facets, before and after text training (FAME+) and at the end."""
+    final = results.get('finetune', {}).get('facets')
     if not final:
         return {}
     path = folder / 'text' / 'text.json'
     probes = run_dir.read_json(path).get('probes', {}) if path.is_file() else {}
     stages = {f'text, {when}': probes[when] for when in ('before', 'after') if when in probes}
-    return stages | {'trained': final}
+    return stages | {'fine-tuned': final}

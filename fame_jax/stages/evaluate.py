@@ -21,7 +21,7 @@ from fame_jax.screen import grid, table
 from fame_jax.serving.recommender import ServedModel
 from fame_jax.stages import model_source
 from fame_jax.stages.context import SPLITS, TRAINED, RunContext
-from fame_jax.stages.facet_names import branch_names, has_branches, head_names
+from fame_jax.stages.facet_names import head_names
 from fame_jax.stages.graph_baseline import SHUFFLED, GraphBaseline, graph_baseline
 from fame_jax.stages.open_recommender import serving_model
 from fame_jax.stages.top_lists import top_lists, use_of_heads
@@ -59,11 +59,13 @@ def evaluate(context: RunContext) -> None:
             params, stages[stage], of_stage, of_lists = _evaluate_stage(context, stage)
         ranks |= of_stage
         results[stage] = {'model': context.label(stage), 'lists': of_lists}
-        module = context.module(stage)
-        if hasattr(module, 'intermediates') and jax.process_count() == 1:
+        has_heads = hasattr(context.module(stage), 'intermediates')
+        if has_heads and jax.process_count() == 1:
             with context.screen.waiting('evaluate: comparing the heads'):
                 results[stage]['heads'] = use_of_heads(context, params)
-        facets = _probe_facets(context, module, params)
+        facets = _probe_facets(context, params) if has_heads else {}
+        names = head_names(context, context.module(stage))
+        facets |= {'heads': names} if facets and names else {}
         results[stage] |= {'facets': facets} if facets else {}
     if not stages:
         raise context.untrained()
@@ -96,8 +98,8 @@ def evaluate(context: RunContext) -> None:
     run_dir.write_json(context.folder / 'results.json', {'card': card, 'results': results})
     if context.prints:
         print(summary(context, card, results, _order_lines(ranks, results, card['select_on'])))
-    if 'facets' in results[stage]:  # after the results, which do not need figures
-        _draw(context, module, params, results[stage]['facets'])
+    if 'facets' in results.get('finetune', {}):  # after the results, which do not need figures
+        _draw(context, params, results['finetune']['facets'])
 
 
 def _evaluate_stage(
@@ -248,32 +250,20 @@ def _labels(context: RunContext) -> dict[str, np.ndarray]:
     return {f'facet_{m + 1}': label_V[:, None] for m, label_V in enumerate(facet_VM.T)}
 
 
-def _probe_facets(context: RunContext, module: ItemModel, params: Tree) -> dict[str, Any]:
-    """How well item vectors agree with each known facet, in each head or in each branch.
-
-    Returns:
-      What `facet_probe.compare` returns, and in 'heads' the names of heads or branches where they
-      have any; {} if no facet is known, or for a model with neither.
-    """
-    labels, facet_HDK = _labels(context), module.facet_projections(params)
-    if not labels or facet_HDK is None:
+def _probe_facets(context: RunContext, params: Tree) -> dict[str, Any]:
+    """How well each head's item vectors agree with each known facet; {} if none is known."""
+    labels = _labels(context)
+    if not labels:
         return {}
-    item_VD, known_V = _probed_vectors(context, module, params)
-    if has_branches(module):
-        item_HVK, names = module.split(item_VD), branch_names(context, module)
-    else:
-        item_HVK = jnp.einsum('VD,HDK->HVK', item_VD, facet_HDK)
-        names = head_names(context, module)
+    item_VD, known_V = _probed_vectors(context, params)
+    facet_HDK = context.module('finetune').facet_projections(params)
+    item_HVK = jnp.einsum('VD,HDK->HVK', item_VD, facet_HDK)
     known = {name: label_VS[known_V] for name, label_VS in labels.items()}
-    seed = context.config.run.seed
-    facets = facet_probe.compare(np.asarray(item_HVK, np.float32), known, seed)
-    return facets | ({'heads': names} if names else {})
+    return facet_probe.compare(np.asarray(item_HVK, np.float32), known, context.config.run.seed)
 
 
-def _probed_vectors(
-    context: RunContext, module: ItemModel, params: Tree
-) -> tuple[np.ndarray, np.ndarray]:
-    """A model's vectors of the items that have a text, and which items these are, bool [V + 1].
+def _probed_vectors(context: RunContext, params: Tree) -> tuple[np.ndarray, np.ndarray]:
+    """FAME's vectors of the items that have a text, and which items these are, bool [V + 1].
 
     Without a stage text, of all items.
     """
@@ -281,20 +271,20 @@ def _probed_vectors(
     known_V = np.arange(context.data.num_items + 1) > 0
     if path.is_file():
         known_V = read_vectors(path, context.data.num_items + 1).any(axis=1)
-    item_VD = module.apply({'params': params}, method='item_vectors')
+    item_VD = context.module('finetune').apply({'params': params}, method='item_vectors')
     return np.asarray(item_VD, np.float32)[known_V], known_V
 
 
-def _draw(context: RunContext, module: ItemModel, params: Tree, facets: dict[str, Any]) -> None:
-    """The figures of FAME+: heads or branches against facets by stage, and a map of the items."""
+def _draw(context: RunContext, params: Tree, facets: dict[str, Any]) -> None:
+    """The figures of FAME+: heads against facets by stage, and a map of the items."""
     folder = context.folder / 'text'
     labels = item_init.read_labels(folder, context.data.num_items)
     if not labels:
         return
     probes = run_dir.read_json(folder / 'text.json')['probes']
-    stages = {'text, before': probes['before'], 'text, after': probes['after'], 'trained': facets}
-    figures.heads_by_facets(stages, context.folder / 'heads.svg')
-    item_VD, known_V = _probed_vectors(context, module, params)
+    stages = {'text, before': probes['before'], 'text, after': probes['after']}
+    figures.heads_by_facets(stages | {'fine-tuned': facets}, context.folder / 'heads.svg')
+    item_VD, known_V = _probed_vectors(context, params)
     item_B, xy = facet_probe.tsne_map(item_VD, context.config.run.seed)
     names = {
         facet: [
@@ -336,15 +326,12 @@ def summary(
     heads = results.get('finetune', {}).get('heads')
     if heads:
         lines.append('\n' + _heads_line(heads))
-    facets = collect.final_facets(results)
+    facets = results.get('finetune', {}).get('facets')
     if facets and facets['unmatched'] is not None:
-        parts, part = 'Heads', 'head'
-        if has_branches(context.module('finetune')):
-            parts, part = 'Branches', 'branch'
         lines.append(
-            f'\n{parts} against facets: neighbouring items agree {facets["matched"]:.3f} in the '
-            f'facet matched to the {part}, {facets["unmatched"]:.3f} in the others (0 is chance, 1 '
-            'always).'
+            '\nHeads against facets: neighbouring items agree '
+            f'{facets["matched"]:.3f} in the facet matched to the head, '
+            f'{facets["unmatched"]:.3f} in the others (0 is chance, 1 always).'
         )
     lines.append(f'\nThe run is in {context.folder}; results.json holds the protocol card.')
     return '\n'.join(lines)

@@ -1,90 +1,88 @@
-"""The facets of a model's heads or branches, where each has one of its own (FAME+)."""
+"""The parts of the item vectors that have a facet, and the names of a model's views of items."""
 
 import collections
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fame_jax import run_dir
 from fame_jax.models.item_model import ItemModel
 from fame_jax.stages.context import RunContext
+from fame_jax.text import facets
+
+
+def facets_of_slices(module: ItemModel, names: Sequence[str]) -> list[str]:
+    """The facet of each of the equal slices of the item vectors, from the first column on.
+
+    A head has a slice, and a model without heads one for each facet; each branch has them all, in
+    its own columns.
+
+    Args:
+      module: the model.
+      names: of the facets, as in --facets.
+
+    Raises:
+      UserError: when there are more facets than heads, and they cannot be merged.
+    """
+    return facets.assign(names, _num_heads(module) or len(names)) * _num_branches(module)
+
+
+def count_slices(module: ItemModel) -> int:
+    """The slices of item vectors that have a facet each; 0: any number, without heads."""
+    return _num_heads(module) * _num_branches(module)
+
+
+def view_names(context: RunContext, module: ItemModel) -> list[str]:
+    """The names of a model's heads, or of the branches of a model without views by heads.
+
+    Returns:
+      [] for heads without facets, whose names are then their numbers.
+    """
+    if _num_branches(module) > 1 and not hasattr(module, 'intermediates'):
+        return [f'branch {r}' for r in range(1, _num_branches(module) + 1)]
+    return head_names(context, module)
 
 
 def head_names(context: RunContext, module: ItemModel) -> list[str]:
     """The facet of each head, such as 'brand'; [] where heads have no facet of their own.
 
-    A head has one if its part of the item vectors was trained for one by the stage text, and if
-    its projection W_f started from that part. All heads of a branch have the facet of the branch.
+    A head has one if the item table started from the text stage, whose facet objective trained one
+    slice of the item vectors for each head, by true labels, and if the head's projection W_f
+    started from that slice.
 
     Args:
       context: the run.
       module: the model of a trained stage.
     """
-    if getattr(module, 'facet_init', '') != 'slices':
-        return []
-    heads = module.num_heads if has_branches(module) else 1
-    facets = _facets_of_slices(context, module)
-    return distinct([facet for facet in facets for _ in range(heads)], 'head')
-
-
-def view_names(context: RunContext, module: ItemModel) -> list[str]:
-    """The names of a model's views of the items, its heads or, where it has none, its branches.
-
-    Returns:
-      [] for heads without facets, whose names are then their numbers.
-    """
-    if has_branches(module) and not hasattr(module, 'intermediates'):
-        return branch_names(context, module)
-    return head_names(context, module)
-
-
-def branch_names(context: RunContext, module: ItemModel) -> list[str]:
-    """The facet of each branch, or 'branch 1', 'branch 2', ... where they have none.
-
-    Args:
-      context: the run.
-      module: the model of a trained stage, with branches.
-    """
-    numbers = [f'branch {r}' for r in range(1, module.branches + 1)]
-    return distinct(_facets_of_slices(context, module), 'branch') or numbers
-
-
-def has_branches(module: ItemModel) -> bool:
-    """Whether a model is several models side by side."""
-    return getattr(module, 'branches', 1) > 1
-
-
-def count_slices(module: ItemModel) -> int:
-    """The slices of item vectors that can have a facet each: one for a branch, or else for a head.
-
-    Returns:
-      0 for a model that has neither branches nor heads, which may have any number.
-    """
-    return module.branches if has_branches(module) else getattr(module, 'num_heads', 0)
-
-
-def _facets_of_slices(context: RunContext, module: ItemModel) -> list[str]:
-    """The facet of each slice; [] where the stage text trained none, or by permuted labels."""
     text, source = context.config.text, context.config.training.backbone
+    was_trained_so = (
+        text.item_init == 'text'
+        and text.options['shuffled_labels'] == 'false'
+        and getattr(module, 'facet_init', '') == 'slices'
+    )
     folder = context.folder if source in ('pretrain', 'scratch') else Path(source)
     path = folder / 'text' / 'text.json'
-    was_trained = text.item_init == 'text' and text.options['shuffled_labels'] == 'false'
-    if not was_trained or not path.is_file():
+    if not was_trained_so or not path.is_file():
         return []
     record: dict[str, Any] = run_dir.read_json(path)
-    facets = record.get('heads', [])
-    return facets if len(facets) == count_slices(module) else []
+    heads = record.get('heads', [])
+    return distinct(heads) if len(heads) == count_slices(module) else []
 
 
-def distinct(names: list[str], part: str) -> list[str]:
-    """The names, each with its number where it could mean another head or branch, or all of them.
-
-    Args:
-      names: of all heads, or of all branches.
-      part: 'head' or 'branch'.
-    """
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, each with its head's number where it could mean another head or all of them."""
     counts = collections.Counter(names)
-    taken = {'all', *(f'{part} {n}' for n in range(1, len(names) + 1))}
+    taken = {'all', *(f'head {h}' for h in range(1, len(names) + 1))}
     return [
-        name if counts[name] == 1 and name not in taken else f'{name} ({part} {n})'
-        for n, name in enumerate(names, 1)
+        name if counts[name] == 1 and name not in taken else f'{name} (head {h})'
+        for h, name in enumerate(names, 1)
     ]
+
+
+def _num_heads(module: ItemModel) -> int:
+    """The heads of a model, or of each of its branches; 0: it has none."""
+    return getattr(module, 'num_heads', 0)
+
+
+def _num_branches(module: ItemModel) -> int:
+    return getattr(module, 'branches', 1)

@@ -20,7 +20,7 @@ from fame_jax.models.item_model import ItemModel
 from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.stages import settings
 from fame_jax.stages.context import RunContext, abstract_params
-from fame_jax.stages.facet_names import count_slices, has_branches
+from fame_jax.stages.facet_names import count_slices
 from fame_jax.text import item_init
 
 Array = jax.Array
@@ -117,12 +117,10 @@ def _check_heads(context: RunContext, folder: Path) -> None:
     heads = run_dir.read_json(folder / 'text.json').get('heads', [])
     slices = count_slices(context.model) or len(heads)
     if len(heads) != slices:
-        chosen, parts = '--num_heads', 'heads'
-        if has_branches(context.model):
-            chosen, parts = '--model_options=branches', 'branches'
         raise UserError(
-            f'{chosen}={slices}: {folder} was made for {len(heads)} facets and not for {slices} '
-            f'{parts}; use that number, or remove the folder and run --stages=text'
+            f'{folder} was made for {len(heads)} heads, and the model has {slices}, those of all '
+            'its branches together; change --num_heads or --model_options=branches, or remove the '
+            'folder and run --stages=text'
         )
 
 

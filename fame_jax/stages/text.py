@@ -16,7 +16,7 @@ from fame_jax.data import download
 from fame_jax.errors import UserError
 from fame_jax.screen import duration
 from fame_jax.stages.context import RunContext
-from fame_jax.stages.facet_names import count_slices
+from fame_jax.stages.facet_names import facets_of_slices
 from fame_jax.text import facet_objective, facets, item_init, projection, synthetic_items, vectors
 from fame_jax.text.items import ItemText, read
 from fame_jax.text.options import TextOptions
@@ -127,8 +127,7 @@ def _heads(context: RunContext) -> list[str]:
             'or --facets=genres'
         )
     names = names or [f'facet_{m + 1}' for m in range(context.data.item_facets.shape[1])]
-    # A model without heads gets one slice for each facet.
-    heads = facets.assign(names, count_slices(module) or len(names))
+    heads = facets_of_slices(module, names)
     if module.width % len(heads):
         raise UserError(
             f'--width={module.width} is not a multiple of {len(heads)}, the number of heads or '

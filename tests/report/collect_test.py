@@ -76,11 +76,11 @@ def test_agreement_with_facets_before_and_after_text_training(tmp_path):
     stored = json.loads(path.read_text())
     stored['results']['finetune']['facets'] = make_agreement(seed=2)
     path.write_text(json.dumps(stored))
-    assert collect(tmp_path).facets == {'trained': make_agreement(seed=2)}
+    assert collect(tmp_path).facets == {'fine-tuned': make_agreement(seed=2)}
     (tmp_path / 'text').mkdir()
     probes = {'before': make_agreement(seed=0), 'after': make_agreement(seed=1)}
     (tmp_path / 'text' / 'text.json').write_text(json.dumps({'probes': probes}))
-    assert [*collect(tmp_path).facets] == ['text, before', 'text, after', 'trained']
+    assert [*collect(tmp_path).facets] == ['text, before', 'text, after', 'fine-tuned']
     assert collect(tmp_path).facets['text, after'] == make_agreement(seed=1)
 
 

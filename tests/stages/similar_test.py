@@ -93,7 +93,7 @@ def branched(tmp_path_factory):
 
 def test_items_are_similar_by_each_branch(branched):
     run, exported = load(branched), export.load(branched / 'export')
-    assert run.facets == exported.facets == ['facet_1', 'facet_2', 'instance']
+    assert run.facets == exported.facets == ['branch 1', 'branch 2', 'branch 3']
     item_VRK = np.asarray(run.model.item_VD)[1:].reshape(-1, 3, 4)
     ids = Dataset.load(branched / 'dataset').item_ids[1:]
     for r, name in enumerate(run.facets):
@@ -147,7 +147,7 @@ def test_heads_of_fame_plus_carry_their_facets_everywhere(plus, tmp_path):
         ({'facet_init': 'random'}, False),
         ({'num_heads': 3}, False),
         ({'branches': 1}, True),
-        ({'branches': 3}, False),  # the stage text had two facets
+        ({'branches': 2}, False),  # four heads
         ({'branches': 2, 'num_heads': 1}, True),
         ({'facet_init': None}, False),  # a model without heads
     ],
@@ -173,7 +173,7 @@ def test_heads_are_named_only_where_each_was_trained_for_a_facet(change, named, 
 
 
 def test_names_that_could_mean_another_head_have_its_number():
-    assert distinct(['brand', 'instance', 'instance'], 'head') == [
+    assert distinct(['brand', 'instance', 'instance']) == [
         *('brand', 'instance (head 2)', 'instance (head 3)')
     ]
-    assert distinct(['all', 'head 1'], 'head') == ['all (head 1)', 'head 1 (head 2)']
+    assert distinct(['all', 'head 1']) == ['all (head 1)', 'head 1 (head 2)']

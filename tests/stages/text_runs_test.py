@@ -16,7 +16,7 @@ from fame_jax.run_dir import read_json
 from fame_jax.serving import export
 from fame_jax.stages import initialize, train
 from fame_jax.stages.context import abstract_params
-from fame_jax.stages.facet_names import branch_names, head_names
+from fame_jax.stages.facet_names import head_names
 from fame_jax.text import item_init
 
 SMALL = [
@@ -68,33 +68,32 @@ def plus(with_vectors, tmp_path_factory):
 def test_vectors_of_heads_are_those_of_their_facets_after_surgery(with_vectors):
     """W_f selects a block of coordinates, so x_v W_f^h is facet h's vector, times the scale."""
     run = open_run(with_vectors)
-    block_VHK, head_VHK = blocks_and_heads(run, blocks=2, heads=2)
+    block_VHK, head_VHK = blocks_and_heads(run, heads=2)
     # Root mean square 0.02 over 8 coordinates; each of the two blocks has half of the square.
     expected_VHK = block_VHK * 0.02 * np.sqrt(8 / 2)
     np.testing.assert_allclose(head_VHK[1:], expected_VHK[1:], rtol=1e-5)
     assert head_names(run, run.module('finetune')) == ['facet_1', 'facet_2']
 
 
-def test_a_branch_begins_as_its_facet_which_its_heads_share(with_branches):
+def test_heads_of_every_branch_begin_as_all_facets(with_branches):
     run = open_run(with_branches)
+    block_VHK, head_VHK = blocks_and_heads(run, heads=6)
+    np.testing.assert_allclose(head_VHK[1:], block_VHK[1:] * 0.02 * np.sqrt(12 / 6), rtol=1e-5)
+    # Heads of one facet are trained apart: their similarities of items differ.
+    for a in range(2):
+        near_VV, other_VV = (block_VHK[:, h] @ block_VHK[:, h].T for h in (a, a + 2))
+        assert np.abs(near_VV - other_VV).max() > 0.1
     names = read_json(with_branches / 'text' / 'text.json')['heads']
-    assert names == ['facet_1', 'facet_2', 'instance']
-    block_VRK, head_VHK = blocks_and_heads(run, blocks=3, heads=6)
-    # Two heads have the halves of the four coordinates of each branch.
-    expected_VHK = (block_VRK * 0.02 * np.sqrt(12 / 3)).reshape(head_VHK.shape)
-    np.testing.assert_allclose(head_VHK[1:], expected_VHK[1:], rtol=1e-5)
-    fame = run.module('finetune')
-    assert branch_names(run, fame) == names
-    assert head_names(run, fame) == [
-        *('facet_1 (head 1)', 'facet_1 (head 2)', 'facet_2 (head 3)', 'facet_2 (head 4)'),
-        *('instance (head 5)', 'instance (head 6)'),
+    assert names == ['facet_1', 'facet_2'] * 3
+    assert head_names(run, run.module('finetune')) == [
+        f'{name} (head {h})' for h, name in enumerate(names, 1)
     ]
 
 
-def blocks_and_heads(run, blocks, heads):
+def blocks_and_heads(run, heads):
     """Item vectors of the stage text by facet, and after surgery as each head sees them."""
     items_VD = np.load(run.folder / 'text' / 'items.npy')
-    block_VHK = items_VD.reshape(len(items_VD), blocks, -1)
+    block_VHK = items_VD.reshape(len(items_VD), heads, -1)
     np.testing.assert_allclose(np.linalg.norm(block_VHK[1:], axis=-1), 1, rtol=1e-5)
     key, fame = jax.random.key(0), run.module('finetune')
     pretrained = registry.init_params(run.module('pretrain'), key)
@@ -138,22 +137,17 @@ def test_evaluation_compares_heads_with_facets_and_draws_them(plus, tmp_path, ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('stages', ['pretrain', 'pretrain,finetune'])
-def test_evaluation_compares_branches_with_facets(with_branches, tmp_path, capsys, stages):
+def test_evaluation_compares_the_heads_of_all_branches_with_facets(with_branches, tmp_path):
     folder = tmp_path / 'run'
     shutil.copytree(with_branches, folder)
-    argv = [f'--workdir={folder}', f'--stages={stages},evaluate,report', '--progress=none']
+    argv = [f'--workdir={folder}', '--stages=pretrain,finetune,evaluate,report', '--progress=none']
     assert main(argv) == 0
-    assert 'Branches against facets: neighbouring items agree' in capsys.readouterr().out
     result = json.loads((folder / 'results.json').read_text())['results']
-    for stage in stages.split(','):
-        facets = result[stage]['facets']
-        assert facets['heads'] == ['facet_1', 'facet_2', 'instance']
-        assert facets['facets'] == ['facet_1', 'facet_2']
-        assert np.shape(facets['probe']) == (3, 2)  # of branches, as before training
+    names = ['facet_1', 'facet_2']
+    assert result['finetune']['facets']['facets'] == names and 'facets' not in result['pretrain']
+    assert np.shape(result['finetune']['facets']['probe']) == (6, 2)
     drawn = (folder / 'heads.svg').read_text()
-    assert all(f'>{name}<' in drawn for name in ('instance', 'text, after', 'trained'))
-    assert 'instance' in (folder / 'report.html').read_text()
+    assert all(f'>{names[h % 2]} (head {h + 1})<' in drawn for h in range(6))
 
 
 @pytest.mark.slow
@@ -198,14 +192,14 @@ def test_training_without_the_stage_text_is_refused(tmp_path, capsys):
 def test_vectors_for_another_number_of_heads_are_refused(with_vectors, tmp_path, capsys):
     shutil.copytree(with_vectors, tmp_path / 'run')
     argv = [f'--workdir={tmp_path}/run', '--stages=pretrain', '--num_heads=4']
-    assert 'was made for 2 facets and not for 4 heads' in refused(capsys, *argv)
+    assert 'was made for 2 heads, and the model has 4' in refused(capsys, *argv)
 
 
 def test_vectors_for_another_number_of_branches_are_refused(with_branches, tmp_path, capsys):
     shutil.copytree(with_branches, tmp_path / 'run')
     argv = [f'--workdir={tmp_path}/run', '--stages=pretrain', '--model_options=branches=2']
     error = refused(capsys, *argv)
-    assert '--model_options=branches=2: ' in error and 'for 3 facets and not for 2 bran' in error
+    assert 'was made for 6 heads, and the model has 4' in error
 
 
 def test_a_backbone_with_other_facets_is_refused(plus, tmp_path, capsys):
