@@ -1942,10 +1942,24 @@ MUTANTS = [
     ),
     Mutant(
         'heads of shuffled labels are named',
-        'stages/head_names.py',
+        'stages/facet_names.py',
         "and text.options['shuffled_labels'] == 'false'",
         '',
         'stages/similar_test.py -k named_only',
+    ),
+    Mutant(
+        'facets are laid over all branches together',
+        'stages/facet_names.py',
+        'return facets.assign(names, _num_heads(module) or len(names)) * _num_branches(module)',
+        'return facets.assign(names, _num_heads(module) or len(names))',
+        'stages/text_runs_test.py -k every_branch',
+    ),
+    Mutant(
+        'a view of a branch is of the next one',
+        'models/branches.py',
+        'return self.split(jnp.eye(self.width))',
+        'return jnp.roll(self.split(jnp.eye(self.width)), 1, axis=0)',
+        'models/branches_test.py -k view',
     ),
     Mutant(
         'an export is written to ONNX with items in their places alone',
