@@ -59,11 +59,13 @@ def evaluate(context: RunContext) -> None:
             params, stages[stage], of_stage, of_lists = _evaluate_stage(context, stage)
         ranks |= of_stage
         results[stage] = {'model': context.label(stage), 'lists': of_lists}
-        has_heads = hasattr(context.module(stage), 'intermediates')
+        facet_HDK = context.module(stage).facet_projections(params)
+        # Branches have views of the items too, and no heads unless they are FAMEs.
+        has_heads = facet_HDK is not None and hasattr(context.module(stage), 'intermediates')
         if has_heads and jax.process_count() == 1:
             with context.screen.waiting('evaluate: comparing the heads'):
                 results[stage]['heads'] = use_of_heads(context, params)
-        facets = _probe_facets(context, params) if has_heads else {}
+        facets = _probe_facets(context, params, facet_HDK) if has_heads else {}
         names = head_names(context, context.module(stage))
         facets |= {'heads': names} if facets and names else {}
         results[stage] |= {'facets': facets} if facets else {}
@@ -250,13 +252,12 @@ def _labels(context: RunContext) -> dict[str, np.ndarray]:
     return {f'facet_{m + 1}': label_V[:, None] for m, label_V in enumerate(facet_VM.T)}
 
 
-def _probe_facets(context: RunContext, params: Tree) -> dict[str, Any]:
+def _probe_facets(context: RunContext, params: Tree, facet_HDK: Array) -> dict[str, Any]:
     """How well each head's item vectors agree with each known facet; {} if none is known."""
     labels = _labels(context)
     if not labels:
         return {}
     item_VD, known_V = _probed_vectors(context, params)
-    facet_HDK = context.module('finetune').facet_projections(params)
     item_HVK = jnp.einsum('VD,HDK->HVK', item_VD, facet_HDK)
     known = {name: label_VS[known_V] for name, label_VS in labels.items()}
     return facet_probe.compare(np.asarray(item_HVK, np.float32), known, context.config.run.seed)

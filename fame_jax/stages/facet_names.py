@@ -85,4 +85,5 @@ def _num_heads(module: ItemModel) -> int:
 
 
 def _num_branches(module: ItemModel) -> int:
+    """The branches of a model; 1: it is no model with branches."""
     return getattr(module, 'branches', 1)

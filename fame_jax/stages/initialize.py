@@ -117,10 +117,14 @@ def _check_heads(context: RunContext, folder: Path) -> None:
     heads = run_dir.read_json(folder / 'text.json').get('heads', [])
     slices = count_slices(context.model) or len(heads)
     if len(heads) != slices:
+        branches = getattr(context.model, 'branches', 1)
+        together, change = '', '--num_heads'
+        if branches > 1:
+            together = f', in {branches} branches together'
+            change = '--num_heads or --model_options=branches'
         raise UserError(
-            f'{folder} was made for {len(heads)} heads, and the model has {slices}, those of all '
-            'its branches together; change --num_heads or --model_options=branches, or remove the '
-            'folder and run --stages=text'
+            f'{folder} was made for {len(heads)} heads, and the model has {slices}{together}; '
+            f'change {change}, or remove the folder and run --stages=text'
         )
 
 

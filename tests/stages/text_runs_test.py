@@ -199,7 +199,7 @@ def test_vectors_for_another_number_of_branches_are_refused(with_branches, tmp_p
     shutil.copytree(with_branches, tmp_path / 'run')
     argv = [f'--workdir={tmp_path}/run', '--stages=pretrain', '--model_options=branches=2']
     error = refused(capsys, *argv)
-    assert 'was made for 6 heads, and the model has 4' in error
+    assert 'was made for 6 heads, and the model has 4, in 2 branches together' in error
 
 
 def test_a_backbone_with_other_facets_is_refused(plus, tmp_path, capsys):
