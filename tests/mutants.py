@@ -1950,9 +1950,16 @@ MUTANTS = [
     Mutant(
         'facets are laid over all branches together',
         'stages/facet_names.py',
-        'return facets.assign(names, _num_heads(module) or len(names)) * _num_branches(module)',
-        'return facets.assign(names, _num_heads(module) or len(names))',
+        'return facets.assign(names, num_heads(module) or len(names)) * num_branches(module)',
+        'return facets.assign(names, num_heads(module) or len(names))',
         'stages/text_runs_test.py -k every_branch',
+    ),
+    Mutant(
+        'item vectors of other branches are taken',
+        'stages/initialize.py',
+        'if (made_heads, made) != (heads, branches):',
+        'if made_heads * made != heads * branches:',
+        'stages/text_runs_test.py -k number_of_branches',
     ),
     Mutant(
         'a view of a branch is of the next one',

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fame_jax import run_dir
+from fame_jax.models.branches import Branches
 from fame_jax.models.item_model import ItemModel
 from fame_jax.stages.context import RunContext
 from fame_jax.text import facets
@@ -24,12 +25,12 @@ def facets_of_slices(module: ItemModel, names: Sequence[str]) -> list[str]:
     Raises:
       UserError: when there are more facets than heads, and they cannot be merged.
     """
-    return facets.assign(names, _num_heads(module) or len(names)) * _num_branches(module)
+    return facets.assign(names, num_heads(module) or len(names)) * num_branches(module)
 
 
 def count_slices(module: ItemModel) -> int:
     """The slices of item vectors that have a facet each; 0: any number, without heads."""
-    return _num_heads(module) * _num_branches(module)
+    return num_heads(module) * num_branches(module)
 
 
 def view_names(context: RunContext, module: ItemModel) -> list[str]:
@@ -38,8 +39,8 @@ def view_names(context: RunContext, module: ItemModel) -> list[str]:
     Returns:
       [] for heads without facets, whose names are then their numbers.
     """
-    if _num_branches(module) > 1 and not hasattr(module, 'intermediates'):
-        return [f'branch {r}' for r in range(1, _num_branches(module) + 1)]
+    if isinstance(module, Branches) and not hasattr(module, 'intermediates'):
+        return [f'branch {r}' for r in range(1, module.branches + 1)]
     return head_names(context, module)
 
 
@@ -79,11 +80,11 @@ def distinct(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _num_heads(module: ItemModel) -> int:
+def num_heads(module: ItemModel) -> int:
     """The heads of a model, or of each of its branches; 0: it has none."""
     return getattr(module, 'num_heads', 0)
 
 
-def _num_branches(module: ItemModel) -> int:
+def num_branches(module: ItemModel) -> int:
     """The branches of a model; 1: it is no model with branches."""
-    return getattr(module, 'branches', 1)
+    return module.branches if isinstance(module, Branches) else 1

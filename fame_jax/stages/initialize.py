@@ -20,7 +20,7 @@ from fame_jax.models.item_model import ItemModel
 from fame_jax.parallel import mesh as mesh_lib
 from fame_jax.stages import settings
 from fame_jax.stages.context import RunContext, abstract_params
-from fame_jax.stages.facet_names import count_slices
+from fame_jax.stages.facet_names import num_branches, num_heads
 from fame_jax.text import item_init
 
 Array = jax.Array
@@ -114,17 +114,18 @@ def _check_heads(context: RunContext, folder: Path) -> None:
     """Refuses item vectors that the stage text made for another number of heads or branches."""
     if not (folder / 'text.json').is_file():
         return
-    heads = run_dir.read_json(folder / 'text.json').get('heads', [])
-    slices = count_slices(context.model) or len(heads)
-    if len(heads) != slices:
-        branches = getattr(context.model, 'branches', 1)
-        together, change = '', '--num_heads'
-        if branches > 1:
-            together = f', in {branches} branches together'
+    record, model = run_dir.read_json(folder / 'text.json'), context.model
+    made = record.get('branches', 1)
+    made_heads = len(record.get('heads', [])) // made
+    heads, branches = num_heads(model) or made_heads, num_branches(model)
+    if (made_heads, made) != (heads, branches):
+        in_made, in_these, change = '', '', '--num_heads'
+        if (made, branches) != (1, 1):
+            in_made, in_these = f' in each of {made} branches', f' in each of {branches}'
             change = '--num_heads or --model_options=branches'
         raise UserError(
-            f'{folder} was made for {len(heads)} heads, and the model has {slices}{together}; '
-            f'change {change}, or remove the folder and run --stages=text'
+            f'{folder} was made for {made_heads} heads{in_made}, and the model has {heads}'
+            f'{in_these}; change {change}, or remove the folder and run --stages=text'
         )
 
 

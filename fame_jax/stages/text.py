@@ -16,7 +16,7 @@ from fame_jax.data import download
 from fame_jax.errors import UserError
 from fame_jax.screen import duration
 from fame_jax.stages.context import RunContext
-from fame_jax.stages.facet_names import facets_of_slices
+from fame_jax.stages.facet_names import facets_of_slices, num_branches
 from fame_jax.text import facet_objective, facets, item_init, projection, synthetic_items, vectors
 from fame_jax.text.items import ItemText, read
 from fame_jax.text.options import TextOptions
@@ -73,6 +73,7 @@ def text(context: RunContext) -> None:
         'card': described.card,
         'data_sha256': sha256,
         'heads': heads,
+        'branches': num_branches(context.module('finetune')),
         'items_with_text': int(text_VE.any(axis=1).sum()),
         'probes': probes,
         'seconds': seconds,

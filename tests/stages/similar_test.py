@@ -10,6 +10,7 @@ import pytest
 from fame_jax.api import load
 from fame_jax.data.dataset import Dataset
 from fame_jax.main import main
+from fame_jax.models import registry
 from fame_jax.serving import export
 from fame_jax.stages.facet_names import distinct, head_names
 
@@ -160,11 +161,12 @@ def test_heads_are_named_only_where_each_was_trained_for_a_facet(change, named, 
     text = types.SimpleNamespace(
         item_init=values['item_init'], options={'shuffled_labels': values['shuffled']}
     )
-    module = types.SimpleNamespace(
-        num_heads=values['num_heads'], branches=values.get('branches', 1)
-    )
+    options = {'width': 48} | {n: values[n] for n in ('num_heads', 'branches') if n in values}
+    name = 'sasrec'
     if values['facet_init']:
-        module.facet_init = values['facet_init']
+        name = 'branched_fame' if 'branches' in values else 'fame'
+        options['facet_init'] = values['facet_init']
+    module = registry.make(name, options, num_items=9)
     for source, folder in (('pretrain', tmp_path), (str(tmp_path), tmp_path / 'other')):
         training = types.SimpleNamespace(backbone=source)
         config = types.SimpleNamespace(text=text, training=training)

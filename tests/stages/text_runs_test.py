@@ -197,9 +197,14 @@ def test_vectors_for_another_number_of_heads_are_refused(with_vectors, tmp_path,
 
 def test_vectors_for_another_number_of_branches_are_refused(with_branches, tmp_path, capsys):
     shutil.copytree(with_branches, tmp_path / 'run')
-    argv = [f'--workdir={tmp_path}/run', '--stages=pretrain', '--model_options=branches=2']
-    error = refused(capsys, *argv)
-    assert 'was made for 6 heads, and the model has 4, in 2 branches together' in error
+    # Of as many heads together, too: their facets lie in other columns.
+    for branches, heads in ((2, 2), (2, 3), (1, 6)):
+        argv = [f'--workdir={tmp_path}/run', '--stages=pretrain', f'--num_heads={heads}']
+        error = refused(capsys, *argv, f'--model_options=branches={branches}')
+        assert (
+            'was made for 2 heads in each of 3 branches, and the model has '
+            f'{heads} in each of {branches}; change --num_heads or' in error
+        )
 
 
 def test_a_backbone_with_other_facets_is_refused(plus, tmp_path, capsys):
