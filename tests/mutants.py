@@ -1576,8 +1576,8 @@ MUTANTS = [
     Mutant(
         'heads and facets are matched worst',
         'evaluation/facet_probe.py',
-        'linear_sum_assignment(-agreement_HM)',
-        'linear_sum_assignment(agreement_HM)',
+        'linear_sum_assignment(-part_HM)',
+        'linear_sum_assignment(part_HM)',
         'evaluation/facet_probe_test.py',
     ),
     Mutant(
@@ -1960,6 +1960,13 @@ MUTANTS = [
         'if (made_heads, made) != (heads, branches):',
         'if made_heads * made != heads * branches:',
         'stages/text_runs_test.py -k number_of_branches',
+    ),
+    Mutant(
+        'facets are matched to heads of all branches together',
+        'stages/evaluate.py',
+        'known, seed, branches)',
+        'known, seed)',
+        'stages/text_runs_test.py -k all_branches_with_facets',
     ),
     Mutant(
         'a view of a branch is of the next one',

@@ -118,7 +118,7 @@ def silhouette(
 
 
 def match_heads(
-    item_HVK: np.ndarray, labels: Sequence[np.ndarray], neighbours: int = 10
+    item_HVK: np.ndarray, labels: Sequence[np.ndarray], neighbours: int = 10, branches: int = 1
 ) -> dict[str, Any]:
     """Matches heads and facets one to one, by the highest sum of `neighbour_agreement`.
 
@@ -126,6 +126,7 @@ def match_heads(
       item_HVK: float [H, V, K], each head's item vectors.
       labels: label_VS of each of M facets.
       neighbours: neighbours of each item.
+      branches: heads are matched within each branch, which has H / branches of them in a row.
 
     Returns:
       A dict: 'agreement', H lists of M; 'matching', pairs (head, facet); 'matched' and 'unmatched',
@@ -137,7 +138,13 @@ def match_heads(
     agreement_HM = np.array(
         [[neighbour_agreement(v, label_VS, neighbours) for label_VS in labels] for v in item_HVK]
     )
-    head, facet = scipy.optimize.linear_sum_assignment(-agreement_HM)
+    first = np.arange(0, len(agreement_HM), len(agreement_HM) // branches)
+    found = [
+        scipy.optimize.linear_sum_assignment(-part_HM)
+        for part_HM in np.split(agreement_HM, branches)
+    ]
+    head = np.concatenate([start + h for start, (h, _) in zip(first, found)])
+    facet = np.concatenate([m for _, m in found])
     is_matched_HM = np.zeros(agreement_HM.shape, bool)
     is_matched_HM[head, facet] = True
     others = agreement_HM[~is_matched_HM]
@@ -149,13 +156,16 @@ def match_heads(
     }
 
 
-def compare(item_HVK: np.ndarray, facets: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
+def compare(
+    item_HVK: np.ndarray, facets: Mapping[str, np.ndarray], seed: int, branches: int = 1
+) -> dict[str, Any]:
     """All three figures of every head and facet, ready for JSON.
 
     Args:
       item_HVK: float [H, V, K], each head's item vectors.
       facets: name -> label_VS, at least one.
       seed: of the probe's split and the silhouette's sample.
+      branches: as in `match_heads`.
 
     Returns:
       A dict: 'facets', the M names; 'neighbours', 'probe' and 'silhouette', H lists of M; 'whole',
@@ -164,7 +174,7 @@ def compare(item_HVK: np.ndarray, facets: Mapping[str, np.ndarray], seed: int) -
     """
     labels = list(facets.values())
     whole_VD = np.concatenate(list(item_HVK), axis=1)
-    match = match_heads(item_HVK, labels)
+    match = match_heads(item_HVK, labels, branches=branches)
     return {
         'facets': list(facets),
         'neighbours': match.pop('agreement'),

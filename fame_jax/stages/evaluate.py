@@ -21,7 +21,7 @@ from fame_jax.screen import grid, table
 from fame_jax.serving.recommender import ServedModel
 from fame_jax.stages import model_source
 from fame_jax.stages.context import SPLITS, TRAINED, RunContext
-from fame_jax.stages.facet_names import head_names
+from fame_jax.stages.facet_names import head_names, num_branches
 from fame_jax.stages.graph_baseline import SHUFFLED, GraphBaseline, graph_baseline
 from fame_jax.stages.open_recommender import serving_model
 from fame_jax.stages.top_lists import top_lists, use_of_heads
@@ -260,7 +260,8 @@ def _probe_facets(context: RunContext, params: Tree, facet_HDK: Array) -> dict[s
     item_VD, known_V = _probed_vectors(context, params)
     item_HVK = jnp.einsum('VD,HDK->HVK', item_VD, facet_HDK)
     known = {name: label_VS[known_V] for name, label_VS in labels.items()}
-    return facet_probe.compare(np.asarray(item_HVK, np.float32), known, context.config.run.seed)
+    seed, branches = context.config.run.seed, num_branches(context.module('finetune'))
+    return facet_probe.compare(np.asarray(item_HVK, np.float32), known, seed, branches)
 
 
 def _probed_vectors(context: RunContext, params: Tree) -> tuple[np.ndarray, np.ndarray]:

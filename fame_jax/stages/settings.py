@@ -211,7 +211,8 @@ def label(config: Config, module: ItemModel, stage: str) -> str:
     title = registry.label(module)
     head, _, tail = title.partition(' (')
     parts = [*([tail.rstrip(')')] if tail else []), *extra]
-    return head + plus + (f' ({", ".join(parts)})' if parts else '')
+    name, comma, form = head.partition(',')  # such as 'FAME' and 'branched'
+    return name + plus + comma + form + (f' ({", ".join(parts)})' if parts else '')
 
 
 def _label_training(config: Config, stage: str) -> list[str]:

@@ -65,15 +65,16 @@ def text(context: RunContext) -> None:
         report=lambda epoch, loss_H: _report(context, heads, options, epoch, loss_H),
     )
     seconds = {'encode': encoded - began, 'fit': time.monotonic() - encoded}
+    branches, seed = num_branches(context.module('finetune')), config.run.seed
     probes = {
-        name: projection.probe(head_module, params, text_VE, described.facets, config.run.seed)
+        name: projection.probe(head_module, params, text_VE, described.facets, seed, branches)
         for name, params in (('before', before), ('after', after))
     }
     record = {
         'card': described.card,
         'data_sha256': sha256,
         'heads': heads,
-        'branches': num_branches(context.module('finetune')),
+        'branches': branches,
         'items_with_text': int(text_VE.any(axis=1).sum()),
         'probes': probes,
         'seconds': seconds,

@@ -83,9 +83,22 @@ def item_vectors(module: Projection, params: Tree, text_VE: np.ndarray) -> np.nd
 
 
 def probe(
-    module: Projection, params: Tree, text_VE: np.ndarray, facets: Sequence[Facet], seed: int
+    module: Projection,
+    params: Tree,
+    text_VE: np.ndarray,
+    facets: Sequence[Facet],
+    seed: int,
+    branches: int = 1,
 ) -> dict[str, Any]:
     """How well each facet's labels can be read from each head, over the items with a text.
+
+    Args:
+      module: with H heads.
+      params: its parameters.
+      text_VE: float32 [V + 1, E]; a row of zeros means no text.
+      facets: the facets' labels.
+      seed: of the probe's split and sample.
+      branches: as in `facet_probe.match_heads`.
 
     Returns:
       The figures of `facet_probe.compare`; empty without facets.
@@ -95,4 +108,4 @@ def probe(
     has_text_V = text_VE.any(axis=1)
     item_VHK = np.asarray(module.apply({'params': params}, text_VE[has_text_V]))
     labels = {facet.name: facet.label_VS[has_text_V] for facet in facets}
-    return facet_probe.compare(item_VHK.swapaxes(0, 1), labels, seed)
+    return facet_probe.compare(item_VHK.swapaxes(0, 1), labels, seed, branches)

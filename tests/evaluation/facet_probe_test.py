@@ -229,6 +229,17 @@ def test_heads_are_matched_to_their_facets():
     assert np.shape(result['agreement']) == (2, 2)
 
 
+def test_heads_of_each_branch_are_matched_to_all_facets():
+    label_VM = np.random.default_rng(0).integers(0, 4, (200, 2))
+    item_HVK = np.stack([planted(label_VM[:, m]) for m in (1, 0, 0, 1)])
+    labels = [label_V[:, None] for label_V in label_VM.T]
+    result = facet_probe.match_heads(item_HVK, labels, branches=2)
+    assert result['matching'] == [[0, 1], [1, 0], [2, 0], [3, 1]]
+    assert result['matched'] == pytest.approx(1)
+    # As if they were one branch, two heads that agree would count among the others.
+    assert abs(result['unmatched']) < 0.1 < facet_probe.match_heads(item_HVK, labels)['unmatched']
+
+
 def test_one_head_and_one_facet_have_no_unmatched_pair():
     result = facet_probe.match_heads(two_pairs(1, 1)[None], [column(0, 0, 1, 1)], 1)
     assert result == {

@@ -145,7 +145,13 @@ def test_evaluation_compares_the_heads_of_all_branches_with_facets(with_branches
     result = json.loads((folder / 'results.json').read_text())['results']
     names = ['facet_1', 'facet_2']
     assert result['finetune']['facets']['facets'] == names and 'facets' not in result['pretrain']
+    assert result['finetune']['model'].startswith('FAME+, branched (H 2, N 2')
     assert np.shape(result['finetune']['facets']['probe']) == (6, 2)
+    probes = read_json(folder / 'text' / 'text.json')['probes']
+    for facets in (result['finetune']['facets'], probes['before'], probes['after']):
+        matched = facets['matching']
+        assert [h for h, _ in matched] == [*range(6)]
+        assert all({m for _, m in matched[n : n + 2]} == {0, 1} for n in (0, 2, 4))
     drawn = (folder / 'heads.svg').read_text()
     assert all(f'>{names[h % 2]} (head {h + 1})<' in drawn for h in range(6))
 
