@@ -136,7 +136,6 @@ def test_evaluation_compares_heads_with_facets_and_draws_them(plus, tmp_path, ca
         assert (folder / name).read_text().rstrip().endswith('</svg>')
 
 
-@pytest.mark.slow
 def test_evaluation_compares_the_heads_of_all_branches_with_facets(with_branches, tmp_path):
     folder = tmp_path / 'run'
     shutil.copytree(with_branches, folder)
