@@ -12,9 +12,12 @@ from fixtures import ROOT
 
 from fame_jax.config import flags
 from fame_jax.main import COMMANDS
+from fame_jax.stages import settings
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 RUN = [page for page in PAGES if re.search(r'^```(bash|python)$', page.read_text(), re.MULTILINE)]
+# Flags of commands that need the folder of an earlier command of their page.
+OF_ANOTHER_RUN = {'prepared', 'backbone', 'append', 'from_run'}
 LINK = re.compile(r'\]\((?!https?:|#)([^)#]+)(?:#([^)]*))?\)')
 
 
@@ -36,7 +39,8 @@ def commands(text):
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
-def test_commands_of_a_page_have_flags_that_exist(page):
+def test_commands_of_a_page_have_flags_that_exist(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a folder without runs
     for _, _, text in blocks(page, 'bash'):
         for words in commands(text):
             main = words[:3] == ['python', '-m', 'fame_jax.main']
@@ -45,7 +49,9 @@ def test_commands_of_a_page_have_flags_that_exist(page):
                 if arguments[:1] and arguments[0] in COMMANDS:
                     continue  # it has flags of its own
                 arguments = [word for word in arguments if word not in ('--version', '--help')]
-                flags.parse([word.replace('experiments/', '') for word in arguments])
+                given = flags.parse([word.replace('experiments/', '') for word in arguments])
+                if not OF_ANOTHER_RUN & given.values.keys() and ':' not in given.get('model'):
+                    settings.complete(given)  # also that the model has the options
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)

@@ -119,6 +119,13 @@ MUTANTS = [
         'config',
     ),
     Mutant(
+        'a pair that is taken back stays',
+        'config/flags.py',
+        'for pair in before} if value else {}',
+        'for pair in before}',
+        'config/flags_test.py',
+    ),
+    Mutant(
         'the recipe before the stored flags',
         'config/flags.py',
         '{**recipe, **kept, **given.values',

@@ -43,14 +43,15 @@ class Given:
 def parse(argv: Sequence[str]) -> Given:
     """Reads a command line and the flag files that it names; a later value wins.
 
-    Pairs of flags such as --synthetic add up, name by name.
+    Pairs of flags such as --synthetic add up, name by name. NAME= without a value takes back a pair
+    that was given before, and a flag without any pair takes back all of them.
 
     Args:
       argv: arguments without the program's name.
 
     Raises:
       UserError: for an unknown or removed flag, or a value of the wrong type, out of range or
-        not among the choices.
+        not among the choices, or where there is no pair to take back.
     """
     return Given(_read_flags(_expand(_split(argv))))
 
@@ -251,12 +252,33 @@ def _read_flags(arguments: Iterable[Argument]) -> dict[str, Any]:
         name, value = _read_flag(known, where, argument)
         about = FLAGS[name].metadata
         try:
+            if separator := about.get('separator'):
+                before = _take_back(name, value, values.get(name, ()), separator)
+                value = tuple(pair for pair in value if not _is_empty(pair, separator))
             check_value(name, value, about)
         except UserError as error:
             raise UserError(str(error) if where == COMMAND_LINE else f'{where}: {error}') from None
-        separator = about.get('separator')
-        values[name] = merge_pairs(separator, values.get(name, ()), value) if separator else value
+        values[name] = merge_pairs(separator, before, value) if separator else value
     return values
+
+
+def _take_back(
+    name: str, value: tuple[str, ...], before: tuple[str, ...], separator: str
+) -> tuple[str, ...]:
+    """The pairs given before, without those that `value` takes back; () takes back all."""
+    kept = {pair.partition(separator)[0]: pair for pair in before} if value else {}
+    for pair in value:
+        if _is_empty(pair, separator) and not kept.pop(pair.removesuffix(separator), None):
+            raise UserError(
+                f'--{name}={pair} takes back a pair that no flag before it gives; write '
+                f'NAME{separator}VALUE, or leave it out'
+            )
+    return tuple(kept.values())
+
+
+def _is_empty(pair: str, separator: str) -> bool:
+    _, found, value = pair.partition(separator)
+    return bool(found and not value)
 
 
 def _read_flag(known: flags.FlagValues, where: str, argument: list[str]) -> tuple[str, Any]:

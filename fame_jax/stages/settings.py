@@ -81,9 +81,11 @@ def _make(name: str, options: dict[str, Any], reading: str) -> ItemModel:
     except UserError as error:
         line = str(error).removeprefix('--')
         option = line.partition('=')[0]
-        if option in options and option not in FLAGS:
-            raise UserError(f'--model_options={line}') from error
-        raise
+        if option not in options or option in FLAGS:
+            raise
+        if option not in registry.options(registry.find(name)):
+            line += f'; --model_options={option}= takes back that of a flag file'
+        raise UserError(f'--model_options={line}') from error
 
 
 def _with_model(values: Mapping[str, Any], model: ItemModel) -> dict[str, Any]:
@@ -266,18 +268,8 @@ def _check(config: Config, kind: type[ItemModel]) -> None:
 
 
 def _check_labels(config: Config, kind: type[ItemModel]) -> None:
-    """Refuses soft labels and the like for models whose stages or losses do not have them."""
-    name, loss, training = config.model.model, config.loss, config.training
-    of_finetune = {
-        'finetune_future_targets': loss.finetune_future_targets,
-        'finetune_dropout': training.finetune_dropout,
-    }
-    for flag, value in of_finetune.items():
-        if not kind.backbone and value != FLAGS[flag].default:
-            raise UserError(
-                f'--{flag}={show(value)} has no effect on --model={name}, which has no stage '
-                'finetune; leave it out'
-            )
+    """Refuses soft labels and heavier seen items for models whose losses do not have them."""
+    name, loss = config.model.model, config.loss
     # A class with a loss of its own does not read these.
     own_loss = kind.item_loss is not ItemModel.item_loss
     for flag in ('future_targets', 'finetune_future_targets', 'seen_weight'):

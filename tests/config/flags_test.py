@@ -85,6 +85,12 @@ def test_flags_cfg_has_defaults_but_not_how_the_run_is_used():
             '--synthetic=users=9,items=1e3 --synthetic=users=8',
             {'synthetic': ('users=8', 'items=1000')},
         ),
+        # A pair without a value takes back that pair, and no pair all of them.
+        ('--synthetic=users=9,items=8 --synthetic=users=', {'synthetic': ('items=8',)}),
+        ('--synthetic=users=9 --synthetic=users=,seed=1', {'synthetic': ('seed=1',)}),
+        ('--synthetic=users=9 --synthetic=', {'synthetic': ()}),
+        ('--columns=item:sku,user:u --columns=user:', {'columns': ('item:sku',)}),
+        ('--model_options=a=1,b== --model_options=a=', {'model_options': ('b==',)}),
     ],
 )
 def test_ways_to_write_a_flag(argv, values):
@@ -103,6 +109,9 @@ def test_ways_to_write_a_flag(argv, values):
         ('--filter_seen=maybe', ['--filter_seen=maybe']),
         ('--seed -1', ['--seed=-1', 'out of range']),
         ('--stages=evalute', ['--stages=evalute', 'did you mean evaluate?']),
+        ('--synthetic=users=9 --synthetic=user=', ['--synthetic=user=', 'no flag before it']),
+        ('--synthetic=users=', ['--synthetic=users=', 'no flag before it', 'NAME=VALUE']),
+        ('--synthetic==9', ['--synthetic==9', 'NAME=VALUE']),
         ('--loss=0123456789', ['--loss=0123456789', 'choose from ce, bce, sampled']),
         ('--facets="brand', ['--facets']),
         ('--flagfile', ['--flagfile names no file']),

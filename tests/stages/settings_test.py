@@ -301,8 +301,6 @@ def test_a_model_on_the_python_path(own_model, tmp_path, monkeypatch):
         ),
         ('--model=msgifsr --seen_weight=3', ['--seen_weight=3', '--model=msgifsr']),
         ('--model=bsarec --seen_weight=3', ['--seen_weight=3', '--model=bsarec']),
-        ('--model=sasrec --finetune_future_targets=1,.5', ['no stage finetune']),
-        ('--model=sasrec --finetune_dropout=.5', ['--finetune_dropout=0.5', 'no stage finetune']),
         ('--num_negatives=5', ['--num_negatives=5', '--loss']),
     ],
 )
@@ -310,6 +308,17 @@ def test_a_flag_without_effect_is_refused(argv, words, tmp_path):
     line = refused(*argv.split(), f'--workdir={tmp_path / "run"}')
     assert all(word in line for word in words), line
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_flag_file_of_fame_serves_another_model(tmp_path):
+    """What it says of the second stage does not count; FAME's own option is taken back by name."""
+    argv = ('--flagfile=toys_best.cfg', '--model=sasrec', f'--workdir={tmp_path / "run"}')
+    line = refused(*argv)
+    assert 'SASRec has no option head_loss' in line
+    assert line.endswith('--model_options=head_loss= takes back that of a flag file')
+    config, model = complete(*argv, '--model_options=head_loss=')
+    assert (model.width, config.loss.shares('pretrain')) == (128, (1, 0.3, 0.1))
+    assert config.run.stages == ('prepare', 'pretrain', 'evaluate')
 
 
 @pytest.mark.parametrize('schedule', ['constant', 'cosine'])
