@@ -5,7 +5,7 @@ states about itself), then `sasrec.py` with `layers.py`, then `fame.py` with `fa
 `objective.py` has the loss of the next item, `options.py` the types of a model's options, and
 `registry.py` the table of names. Each of the other papers is a file of its own; they use
 `augmentations.py` (views of histories), `experts.py` (sparse experts), `kmeans.py`,
-`prefix_rows.py` (the loss where a row is one prefix) and `session_graph.py`. `pooling.py` has two
+`prefix_rows.py` (where a row is one prefix) and `session_graph.py`. `pooling.py` has two
 models without layers. `surgery.py` copies the parameters of a pre-trained model into another model.
 
 A new model is one file and one row of `registry.MODELS`: see docs/adding-a-model.md.

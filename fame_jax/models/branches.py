@@ -222,16 +222,16 @@ class BranchedSASRec(Branches, SASRec):
 
 
 class BranchedBSARec(Branches, CausalBSARec):
-    """BSARecs in their packed form side by side."""
+    """BSARecs in their causal form side by side."""
 
-    title: ClassVar[str] = 'BSARec, packed, branched'
+    title: ClassVar[str] = 'BSARec, causal, branched'
     branch: ClassVar[type[ItemModel]] = CausalBSARec
 
 
 class BranchedTVRec(Branches, CausalTVRec):
-    """TV-Recs in their packed form side by side."""
+    """TV-Recs in their causal form side by side."""
 
-    title: ClassVar[str] = 'TV-Rec, packed, branched'
+    title: ClassVar[str] = 'TV-Rec, causal, branched'
     branch: ClassVar[type[ItemModel]] = CausalTVRec
 
 

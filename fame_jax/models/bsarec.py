@@ -24,19 +24,16 @@ weights have a dropout rate of their own there.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fame_jax.batch import Batch
-from fame_jax.losses import LossOptions
 from fame_jax.models import layers
 from fame_jax.models.options import Heads, Range, Share
-from fame_jax.models.prefix_rows import last_item_loss
+from fame_jax.models.prefix_rows import PrefixRows
 from fame_jax.models.sasrec import SASRec
 
 Array = jax.Array
@@ -73,12 +70,11 @@ class CausalBSARec(SASRec):
         )
 
 
-class BSARec(CausalBSARec):
+class BSARec(PrefixRows, CausalBSARec):
     """BSARec as its authors train it: a row is one prefix, which the filter mixes both ways.
 
-    The recipe is that of the authors' code for Beauty: batches of 256 prefixes, Adam at 5e-4, at
-    most 200 epochs, patience 10. RecBoard has 1e-4 for Beauty and Toys and 5e-4 for Sports, and
-    adds an L2 term of 1e-4 to the gradient, which is not `--weight_decay`.
+    RecBoard has a learning rate of 1e-4 for Beauty and Toys and 5e-4 for Sports, and adds an L2
+    term of 1e-4 to the gradient, which is not `--weight_decay`.
 
     Attributes:
       positions: 'end', a table by position from the prefix's end; or 'relative', as in SASRec.
@@ -87,39 +83,6 @@ class BSARec(CausalBSARec):
     positions: Literal['end', 'relative'] = 'end'
 
     title: ClassVar[str] = 'BSARec'
-    row_layout: ClassVar[str] = 'prefixes'
-    causal: ClassVar[bool] = False
-    losses: ClassVar[tuple[str, ...]] = ('ce', 'sampled')
-    recipe: ClassVar[Mapping[str, Any]] = {
-        'rows_per_step': 256,
-        'learning_rate': 5e-4,
-        'pretrain_epochs': 200,
-        'patience': 10,
-    }
-
-    def __call__(
-        self,
-        tokens_BL: Array,
-        positions_BL: Array,
-        segments_BL: Array,
-        *,
-        train: bool = False,
-        last: bool = False,
-    ) -> tuple[Array, dict[str, dict[str, Array]]]:
-        """Encodes rows of one prefix each.
-
-        Args:
-          tokens_BL: int32 items, 0 for padding; a row ends with its prefix.
-          positions_BL: int32, from the start of each prefix.
-          segments_BL: int32, 0 for padding.
-          train: whether to apply dropout; needs the rng 'dropout'.
-          last: no effect; the query is always that of the whole prefix.
-
-        Returns:
-          query_B1D, and each block's intermediates by name.
-        """
-        del last
-        return super().__call__(tokens_BL, positions_BL, segments_BL, train=train, last=True)
 
     def transform(
         self, x_BLD: Array, positions_BL: Array, segments_BL: Array, *, train: bool, last: bool
@@ -127,13 +90,6 @@ class BSARec(CausalBSARec):
         """As SASRec's, with positions from the end of the row."""
         from_end_BL = positions_BL[:, -1:] - positions_BL
         return super().transform(x_BLD, from_end_BL, segments_BL, train=train, last=last)
-
-    @nn.nowrap
-    def item_loss(
-        self, params: dict, batch: Batch, key: Array, loss: LossOptions
-    ) -> tuple[Array, Array, Any]:
-        """The loss of each row's target: `last_item_loss`."""
-        return last_item_loss(self, params, batch, key, loss)
 
 
 class FilterBlock(nn.Module):

@@ -25,7 +25,6 @@ Letters of this file: M filters b_m; L places as well as positions; S distances 
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -38,7 +37,7 @@ from fame_jax.models import layers
 from fame_jax.models.item_model import ItemModel, unit
 from fame_jax.models.objective import add_term, is_equal
 from fame_jax.models.options import Count, Length, Rate, Weight
-from fame_jax.models.prefix_rows import last_item_loss
+from fame_jax.models.prefix_rows import PrefixRows
 
 Array = jax.Array
 
@@ -143,59 +142,15 @@ class CausalTVRec(ItemModel):
         return total, weight, metrics | {'orthogonality': penalty}
 
 
-class TVRec(CausalTVRec):
-    """TV-Rec as its authors train it: a row is one prefix, with filters by place from its end.
-
-    The recipe is that of the authors' run.sh for Beauty and Sports: batches of 256 prefixes, Adam
-    at 5e-4, at most 200 epochs, patience 10.
-    """
+class TVRec(PrefixRows, CausalTVRec):
+    """TV-Rec as its authors train it: a row is one prefix, with filters by place from its end."""
 
     title: ClassVar[str] = 'TV-Rec'
-    row_layout: ClassVar[str] = 'prefixes'
-    causal: ClassVar[bool] = False
-    losses: ClassVar[tuple[str, ...]] = ('ce', 'sampled')
-    recipe: ClassVar[Mapping[str, Any]] = {
-        'rows_per_step': 256,
-        'learning_rate': 5e-4,
-        'pretrain_epochs': 200,
-        'patience': 10,
-    }
-
-    def __call__(
-        self,
-        tokens_BL: Array,
-        positions_BL: Array,
-        segments_BL: Array,
-        *,
-        train: bool = False,
-        last: bool = False,
-    ) -> tuple[Array, dict[str, dict[str, Array]]]:
-        """Encodes rows of one prefix each.
-
-        Args:
-          tokens_BL: int32 items, 0 for padding; a row ends with its prefix.
-          positions_BL: not used; places count from the last column.
-          segments_BL: int32, 0 for padding.
-          train: whether to apply dropout; needs the rng 'dropout'.
-          last: no effect; the query is always that of the whole prefix.
-
-        Returns:
-          query_B1D, and each block's intermediates, as in `CausalTVRec`.
-        """
-        del last
-        return super().__call__(tokens_BL, positions_BL, segments_BL, train=train, last=True)
 
     @nn.nowrap
     def places(self, positions_BL: Array) -> Array:
         """Columns counted from the end of the row, int32 [1, L]."""
         return jnp.arange(positions_BL.shape[1])[None, ::-1]
-
-    @nn.nowrap
-    def item_loss(
-        self, params: dict, batch: Batch, key: Array, loss: LossOptions
-    ) -> tuple[Array, Array, Any]:
-        """The loss of each row's target: `last_item_loss`."""
-        return last_item_loss(self, params, batch, key, loss)
 
 
 class FilterBlock(nn.Module):
