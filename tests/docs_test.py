@@ -71,6 +71,12 @@ def test_links_of_a_page_lead_somewhere(page):
             assert anchor in slugs, f'{page.name} links to {target}#{anchor}'
 
 
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_no_sign_of_a_number_begins_a_line(page):
+    """Markdown would make '+ .002' at the start of a line an item of a list."""
+    assert re.findall(r'^ *(?:[+] |- [.0-9]).*', page.read_text(), re.MULTILINE) == []
+
+
 def test_the_readme_is_short():
     lines = (ROOT / 'README.md').read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith('```'))
