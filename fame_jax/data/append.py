@@ -351,24 +351,39 @@ def _refuse_other_items(data: Dataset, log: 'Log', new: _Actions, run: str) -> N
 
 
 def _refuse_repeats(data: Dataset, log: 'Log', new: _Actions, run: str) -> None:
-    """Refuses a log that begins with the histories that the data set has, as a full export does."""
+    """Refuses a log that begins with the histories that the data set has, as a full export does.
+
+    The same items at other times are new actions, such as the groceries of the next week.
+    """
+    before, after = data.card.get('time'), log.card.get('time')
+    if data.times is None and before and after and not _is_before_end(after['first'], before):
+        return
+    has_times = data.times is not None and new.times is not None
     numbers = {name: number for number, name in enumerate(data.user_ids)}
-    histories: dict[int, list[str]] = {}
-    for user, item in zip(new.users, new.items):
+    times = new.times.tolist() if has_times else [0] * len(new.users)
+    histories: dict[int, list[tuple[str, int]]] = {}
+    for user, item, time in zip(new.users, new.items, times):
         if user in numbers:
-            histories.setdefault(numbers[user], []).append(item)
-    shared = {user: items for user, items in histories.items() if len(items) >= MIN_LENGTH}
+            histories.setdefault(numbers[user], []).append((item, time))
+    shared = {user: rows for user, rows in histories.items() if len(rows) >= MIN_LENGTH}
     repeated = 0
-    for user, items in shared.items():
-        start = data.offsets[user]
-        length = min(data.lengths[user], len(items), REPEATED)
-        old = [data.item_ids[item] for item in data.items[start : start + length].tolist()]
-        repeated += old == items[:length]
+    for user, rows in shared.items():
+        length = min(data.lengths[user], len(rows), REPEATED)
+        own = slice(data.offsets[user], data.offsets[user] + length)
+        old_times = data.times[own].tolist() if has_times else [0] * length
+        old = [data.item_ids[item] for item in data.items[own].tolist()]
+        repeated += list(zip(old, old_times)) == rows[:length]
     if repeated and 2 * repeated >= len(shared):
         raise UserError(
             f'{log.place} repeats the history that {run} has, for {repeated:,} of {len(shared):,} '
             'users in both; append only actions that are new'
         )
+
+
+def _is_before_end(moment: str, span: dict[str, str]) -> bool:
+    """Whether a moment, as the card of a log writes it, is before the last of a span."""
+    key = float if span['unit'] == 'numbers' else str
+    return key(moment) < key(span['last'])
 
 
 def _note_order(
@@ -378,8 +393,7 @@ def _note_order(
     before, after = data.card.get('time'), log.card.get('time')
     if not before or not after:
         return []
-    key = float if before['unit'] == 'numbers' else str
-    if key(after['first']) >= key(before['last']):
+    if not _is_before_end(after['first'], before):
         return []
     end = f'actions from {after["first"]} on, and those of {run} end at {before["last"]}'
     if times is not None:

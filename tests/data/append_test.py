@@ -177,6 +177,24 @@ def test_a_log_that_does_not_fit_is_refused(rows, parts):
     assert all(part in str(error.value) for part in parts) and '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('keeps_times', [True, False])
+def test_the_same_items_at_later_times_are_new_actions(keeps_times):
+    """A weekly basket is bought again; a full export also begins with the old times."""
+    data = make_data(OLD)
+    if keeps_times:
+        fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+        times = {(user, item): time for user, item, time, _ in OLD}
+        kept = [times[user, item] for user, items in data.histories() for item in items]
+        data = Timed(**fields | {'times': np.array(kept, np.int64)})
+    before = histories(data)
+    later = [(user, item, time + 10, rating) for user, item, time, rating in OLD]
+    after = histories(add(data, later).data)
+    assert after == {user: [*items, *items] for user, items in before.items()}
+    again = [*OLD, *later]
+    with pytest.raises(UserError, match='repeats the history that runs/old has, for 2 of 2 users'):
+        add(data, again)
+
+
 def test_the_same_actions_are_refused_in_any_file(tmp_path):
     new = [('u', 'd', 4, 5), ('v', 'd', 4, 5)]
     data = add(make_data(OLD), new).data
