@@ -195,7 +195,8 @@ def fit(
       UserError: for settings that do not fit together, or a workdir that holds another run.
     """
     model = FAME() if model is None else model
-    _check_arguments(data, model, training)
+    _check_types('fit', data=data, model=model, training=training)
+    _check_seeds(training)
     if workdir is None:
         workdir = Path('runs') / _folder_name(data, model, training)
     folder = Path(workdir)
@@ -309,8 +310,10 @@ def evaluate(
 
     Raises:
       UserError: when an item of the data is not in the recommender's catalogue.
+      TypeError: when an argument has another type.
       ValueError: when there is no such split.
     """
+    _check_types('evaluate', recommender=recommender, data=data)
     known, unknown = recommender.to_indices(data.item_ids[1:])
     if unknown:
         raise UserError(
@@ -340,7 +343,7 @@ def load(folder: str | Path) -> Recommender:
       UserError: when the folder is neither, or holds no trained model.
     """
     folder = Path(folder)
-    if (folder / 'flags.cfg').is_file():
+    if (folder / 'flags.cfg').is_file() or run_dir.several_runs(folder):
         # With a stage that only uses the run, so that its flags.cfg is not written.
         given = flags.Given({'workdir': str(folder), 'stages': ('recommend',)})
         return open_recommender(stages.open_run(given))
@@ -349,15 +352,23 @@ def load(folder: str | Path) -> Recommender:
     return export.load(folder)
 
 
-def _check_arguments(data: Any, model: Any, training: Any) -> None:
+def _check_types(function: str, **arguments: Any) -> None:
     """Names the right type of an argument that has another one."""
-    for name, value, kind, hint in (
-        ('data', data, Dataset, 'Dataset.from_frame(frame) or Dataset.from_file(path)'),
-        ('model', model, ItemModel, 'a module such as FAME() or SASRec(width=128)'),
-        ('training', training, Training, 'Training(pretrain_epochs=20)'),
-    ):
+    expected = {
+        'data': (Dataset, 'Dataset.from_frame(frame) or Dataset.from_file(path)'),
+        'model': (ItemModel, 'a module such as FAME() or SASRec(width=128)'),
+        'training': (Training, 'Training(pretrain_epochs=20)'),
+        'recommender': (Recommender, 'fit(...).recommender or load(folder)'),
+    }
+    for name, value in arguments.items():
+        kind, hint = expected[name]
         if not isinstance(value, kind):
-            raise TypeError(f'fit: {name} is a {type(value).__name__}; give {hint}')
+            raise TypeError(f'{function}: {name} is a {type(value).__name__}; give {hint}')
+
+
+def _check_seeds(training: Training) -> None:
+    if isinstance(training.seeds, int):
+        raise TypeError(f'fit: Training(seeds={training.seeds}) is one number; give a list of them')
     if not training.seeds:
         raise ValueError('fit: Training(seeds=...) names no seed; give one, such as [0]')
     if len(set(training.seeds)) < len(training.seeds):

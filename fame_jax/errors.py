@@ -1,11 +1,16 @@
 """Ends of a command that are no fault of the program: mistakes of the user, and signals."""
 
+import _thread
 import argparse
 import contextlib
 import errno
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from typing import NoReturn
+
+RESEND_SECONDS = 0.05  # long enough for the callback that lost an interrupt to return
 
 
 class UserError(Exception):
@@ -40,6 +45,28 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f'{self.prog}: {message}; see {self.prog} --help')
+
+
+@contextlib.contextmanager
+def resend_lost_interrupts() -> Iterator[None]:
+    """Inside the block a KeyboardInterrupt that Python ignored comes once more.
+
+    Python prints and ignores one that is raised in a callback of the garbage collector, of which
+    JAX has one, or in a `__del__`: without this the command would go on to its end.
+    """
+    before = sys.unraisablehook
+
+    def resend(lost: 'sys.UnraisableHookArgs') -> None:
+        if lost.exc_type is KeyboardInterrupt:
+            threading.Timer(RESEND_SECONDS, _thread.interrupt_main).start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = resend
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager

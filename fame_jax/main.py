@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import fame_jax
 from fame_jax.config import Devices, flags
-from fame_jax.errors import Interrupted, UserError
+from fame_jax.errors import Interrupted, UserError, resend_lost_interrupts
 from fame_jax.screen import Screen
 
 STOPS = (UserError, KeyboardInterrupt, Interrupted)  # all else is a fault of the program
@@ -53,18 +53,20 @@ def main(argv: Sequence[str]) -> int:
     if 'jax' not in sys.modules:
         where = ' in '.join(filter(None, (', '.join(given.get('stages')), given.workdir)))
         screen.say(f'fame_jax {fame_jax.__version__}: {where}')
-    with screen.waiting('starting JAX'):
-        from fame_jax import stages
-        from fame_jax.parallel import processes
-
     try:
-        if number > 1:
-            with screen.waiting(f'waiting for the other {number - 1} processes'):
-                processes.connect(address, number, rank)
-        if given.get('sweep') or given.get('seeds'):
-            stages.run_command(given, stages.STAGES, screen)
-            return 0
-        with contextlib.closing(stages.open_run(given, screen=screen)) as context:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(resend_lost_interrupts())
+            with screen.waiting('starting JAX'):
+                from fame_jax import stages
+                from fame_jax.parallel import processes
+
+            if number > 1:
+                with screen.waiting(f'waiting for the other {number - 1} processes'):
+                    processes.connect(address, number, rank)
+            if given.get('sweep') or given.get('seeds'):
+                stages.run_command(given, stages.STAGES, screen)
+                return 0
+            context = stack.enter_context(contextlib.closing(stages.open_run(given, screen=screen)))
             for stage in context.config.run.stages:
                 with screen.waiting(stage):
                     stages.STAGES[stage](context)

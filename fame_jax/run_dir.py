@@ -21,6 +21,8 @@ The folder of a sweep holds the data and a folder for each setting, and
 
 sweep.json       the settings and their validation metric, best first
 sweep.svg        a panel for each flag
+
+Of a run, several seeds, a sweep and a search (`fame_jax search`) a folder holds one.
 """
 
 import contextlib
@@ -28,8 +30,9 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -37,6 +40,11 @@ from fame_jax.errors import UserError, explain_os_errors
 
 LOCK = '.lock'
 SEEDS = 'seeds.json'
+SWEEP = 'sweep.json'
+STUDY = 'study.log'  # of a search
+# Folders of settings are named by their flags; in a sweep of a file they were numbered once.
+SETTING = re.compile(r'(setting|trial)_\d+|[a-z_]+=.*', re.DOTALL)
+MAKERS = {'text', 'pretrain', 'finetune', 'update'}  # stages that begin a run, given its data
 ATTEMPTS = 1000  # to lock a folder that other processes make and remove
 
 
@@ -221,3 +229,100 @@ def seed_folders(folder: Path) -> list[Path]:
     """The runs in a folder of several seeds, by seed; [] for any other folder."""
     found = [path for path in folder.glob('seed_*') if path.name[5:].isdecimal() and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def _seeds(folder: Path) -> list[str]:
+    return [path.name.removeprefix('seed_') for path in seed_folders(folder)]
+
+
+def setting_folders(folder: Path) -> list[Path]:
+    """The settings in the folder of a sweep or a search, by name; [] for any other folder."""
+    found = [path for path in folder.glob('*') if SETTING.fullmatch(path.name)]
+    return sorted(path for path in found if (path / 'flags.cfg').is_file() or seed_folders(path))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """What a folder holds besides prepared data: 'run', 'seeds', 'sweep', 'search'.
+
+    Each has its description in words. Folders of earlier versions may hold more than one.
+    """
+    with explain_os_errors(f'looking for runs in {folder}', 'choose another folder'):
+        trained = any((folder / 'checkpoints').glob('*/[0-9]*'))
+        is_run = trained or (folder / 'results.json').is_file()
+        seeds = _seeds(folder)
+        is_trial = [path.name.startswith('trial_') for path in setting_folders(folder)]
+        is_search = (folder / STUDY).is_file() or any(is_trial)
+        is_sweep = not all(is_trial) or ((folder / SWEEP).is_file() and not is_search)
+    of_seeds = f'{"runs of the seeds" if len(seeds) > 1 else "the run of seed"} {", ".join(seeds)}'
+    found = {'run': (is_run, 'a single run'), 'seeds': (bool(seeds), of_seeds)}
+    found |= {'sweep': (is_sweep, 'a sweep'), 'search': (is_search, 'a search')}
+    return {kind: words for kind, (holds, words) in found.items() if holds}
+
+
+def refuse_other_kind(folder: Path, kind: str) -> None:
+    """Refuses a command that would add another kind of runs to those that a folder holds.
+
+    Args:
+      folder: the command's.
+      kind: what the command makes there, a key of `contents`.
+
+    Raises:
+      UserError: naming what the folder holds.
+    """
+    held = contents(folder)
+    if not held or kind in held:
+        return
+    first = next(iter(held))
+    seeds = ','.join(_seeds(folder))
+    go_on = {
+        'run': {'seeds': 'leave --seeds out', 'sweep': 'leave --sweep out'},
+        'seeds': {'run': f'add --seeds={seeds}', 'sweep': 'leave --sweep out'},
+        'sweep': {'run': 'add its --sweep', 'seeds': 'add its --sweep'},
+    }
+    advice = go_on.get(first, {}).get(kind)
+    advice = f', or {advice}' if advice else ''
+    raise UserError(f'{folder} holds {held[first]}; choose another --workdir{advice}')
+
+
+def several_runs(folder: Path, name: str = '') -> UserError | None:
+    """The error for a folder of several runs in the place of one run's; None for any other folder.
+
+    Args:
+      folder: that was given.
+      name: how the user named it, such as --from=runs/a; '' the folder alone.
+    """
+    held = contents(folder)
+    if not held or 'run' in held:
+        return None
+    runs = seed_folders(folder)
+    if not runs:
+        runs = [(seed_folders(path) or [path])[0] for path in setting_folders(folder)]
+    what = 'runs of several seeds' if 'seeds' in held else f'runs of {next(iter(held.values()))}'
+    example = f', such as {runs[0]}' if runs else ''
+    return UserError(f'{name or folder} holds {what}; name one of them{example}')
+
+
+def check_single(folder: Path, stages: Sequence[str]) -> None:
+    """Refuses a folder of several runs in the place of one run's.
+
+    `prepare` alone is not refused, since several runs share the data in their folder.
+
+    Args:
+      folder: the --workdir of one run.
+      stages: of the command; () for all that make a run.
+
+    Raises:
+      UserError: naming what the folder holds, or the one above where this is that of a seed.
+    """
+    if list(stages) == ['prepare']:
+        return
+    if stages and not MAKERS & set(stages):
+        error, seeds = several_runs(folder), ','.join(_seeds(folder))
+        if error and seeds and 'evaluate' in stages:
+            raise UserError(f'{error}, or add --seeds={seeds}')
+        if error:
+            raise error
+        return
+    refuse_other_kind(folder, 'run')
+    if folder.name.startswith('seed_') and folder.name[5:].isdecimal():
+        refuse_other_kind(folder.parent, 'seeds')

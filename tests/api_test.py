@@ -223,6 +223,10 @@ def test_wrong_arguments_name_the_right_ones(data):
     for seeds, words in (([], 'no seed'), ([1, 1], 'a seed twice')):
         with pytest.raises(ValueError, match=words):
             fj.fit(data, fj.SASRec(), fj.Training(seeds=seeds))
+    with pytest.raises(TypeError, match=r'fit: Training\(seeds=0\) is one number'):
+        fj.fit(data, fj.SASRec(), fj.Training(seeds=0))
+    with pytest.raises(TypeError, match='evaluate: recommender is a str; give fit'):
+        fj.evaluate('runs/shop', data)
     with pytest.raises(TypeError, match='epochs'):
         fj.Training(epochs=3)
     with pytest.raises(fj.UserError, match='width=9'):

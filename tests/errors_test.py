@@ -1,8 +1,13 @@
 """A user's mistake is one line, of a length that can be read."""
 
+import gc
+import signal
+import sys
+import time
+
 import pytest
 
-from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.errors import UserError, explain_os_errors, resend_lost_interrupts
 
 
 @pytest.mark.parametrize('length', [0, 1, 999, 1000])
@@ -22,3 +27,24 @@ def test_errors_of_the_system_name_their_place(tmp_path):
     with pytest.raises(UserError) as caught, explain_os_errors(f'reading {missing}', 'make it'):
         missing.read_text()
     assert str(caught.value) == f'reading {missing}: No such file or directory; make it'
+
+
+def test_an_interrupt_in_a_callback_of_the_garbage_collector_comes_once_more():
+    """Python prints and ignores what is raised there; the block would go on to its end."""
+    handled = []
+
+    def collected(phase, info):
+        if not handled:
+            handled.append(signal.getsignal(signal.SIGINT))
+            signal.raise_signal(signal.SIGINT)  # raises KeyboardInterrupt here
+
+    before = sys.unraisablehook
+    gc.callbacks.append(collected)
+    try:
+        with pytest.raises(KeyboardInterrupt), resend_lost_interrupts():
+            gc.collect()
+            assert handled  # and the interrupt was lost
+            time.sleep(20)
+    finally:
+        gc.callbacks.remove(collected)
+    assert sys.unraisablehook is before

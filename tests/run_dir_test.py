@@ -268,3 +268,122 @@ def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path):
             pass
         assert str(tmp_path / path) in one_line(error)
     assert names(tmp_path) == ['file', 'link']
+
+
+def make(folder, *files):
+    """Empty files below a folder, which is made."""
+    for file in files:
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+DATA = ('flags.cfg', 'dataset/dataset.json', 'item_graph.npz')
+
+
+@pytest.mark.parametrize(
+    'files, expected',
+    [
+        ([], {}),
+        (DATA, {}),
+        (['checkpoints/pretrain/.tmp'], {}),
+        (['checkpoints/pretrain/12/best'], {'run': 'a single run'}),
+        (['results.json'], {'run': 'a single run'}),
+        (['seed_10/flags.cfg', 'seed_2/a'], {'seeds': 'runs of the seeds 2, 10'}),
+        (['seed_7/flags.cfg'], {'seeds': 'the run of seed 7'}),
+        (['seed_x/flags.cfg', 'seed_1', 'more/flags.cfg'], {}),
+        (['dropout=0.1,ema=0.9/flags.cfg'], {'sweep': 'a sweep'}),
+        (['dropout=0.1/seed_3/flags.cfg'], {'sweep': 'a sweep'}),
+        (['setting_2/flags.cfg'], {'sweep': 'a sweep'}),
+        (['sweep.json'], {'sweep': 'a sweep'}),
+        (['dropout=0.1/notes.txt', 'setting_2/x'], {}),
+        (['trial_0/flags.cfg'], {'search': 'a search'}),
+        (['study.log', 'sweep.json'], {'search': 'a search'}),
+        (
+            ['results.json', 'seed_0/flags.cfg', 'seed_1/flags.cfg', 'sweep.json'],
+            {'run': 'a single run', 'seeds': 'runs of the seeds 0, 1', 'sweep': 'a sweep'},
+        ),
+    ],
+)
+def test_what_a_folder_holds(tmp_path, files, expected):
+    assert run_dir.contents(make(tmp_path, *files)) == expected
+    assert run_dir.contents(make(tmp_path, *DATA)) == expected
+
+
+SINGLE, OF_SEEDS = ['checkpoints/pretrain/1/best'], ['seed_0/a', 'seed_3/a']
+SWEPT, SEARCHED = ['dropout=0.1/flags.cfg'], ['study.log']
+
+
+@pytest.mark.parametrize(
+    'files, kind, words',
+    [
+        (OF_SEEDS, 'run', 'runs of the seeds 0, 3; choose another --workdir, or add --seeds=0,3'),
+        (OF_SEEDS, 'sweep', 'of the seeds 0, 3; choose another --workdir, or leave --sweep out'),
+        (OF_SEEDS, 'search', 'runs of the seeds 0, 3; choose another --workdir'),
+        (SINGLE, 'seeds', 'a single run; choose another --workdir, or leave --seeds out'),
+        (SINGLE, 'sweep', 'a single run; choose another --workdir, or leave --sweep out'),
+        (SINGLE, 'search', 'a single run; choose another --workdir'),
+        (SWEPT, 'run', 'a sweep; choose another --workdir, or add its --sweep'),
+        (SWEPT, 'seeds', 'a sweep; choose another --workdir, or add its --sweep'),
+        (SWEPT, 'search', 'a sweep; choose another --workdir'),
+        (SEARCHED, 'sweep', 'a search; choose another --workdir'),
+        (SEARCHED, 'run', 'a search; choose another --workdir'),
+        (SINGLE, 'run', ''),
+        (OF_SEEDS, 'seeds', ''),
+        ([*SINGLE, *OF_SEEDS], 'run', ''),  # of an earlier version: each can go on
+        ([*SINGLE, *OF_SEEDS], 'seeds', ''),
+        ([], 'sweep', ''),
+        (DATA, 'seeds', ''),
+    ],
+)
+def test_a_folder_holds_runs_of_one_kind(tmp_path, files, kind, words):
+    make(tmp_path, *files)
+    if not words:
+        assert run_dir.refuse_other_kind(tmp_path, kind) is None
+        return
+    with pytest.raises(UserError) as error:
+        run_dir.refuse_other_kind(tmp_path, kind)
+    assert one_line(error).startswith(f'{tmp_path} holds ') and one_line(error).endswith(words)
+
+
+@pytest.mark.parametrize(
+    'files, words',
+    [
+        (OF_SEEDS, 'runs of several seeds; name one of them, such as {}/seed_0'),
+        (SWEPT, 'runs of a sweep; name one of them, such as {}/dropout=0.1'),
+        (['a=1/seed_4/b'], 'runs of a sweep; name one of them, such as {}/a=1/seed_4'),
+        (['trial_1/flags.cfg'], 'runs of a search; name one of them, such as {}/trial_1'),
+        (SEARCHED, 'runs of a search; name one of them'),
+    ],
+)
+def test_several_runs_are_named_in_the_place_of_one(tmp_path, files, words):
+    make(tmp_path, *files)
+    words = words.format(tmp_path)
+    assert str(run_dir.several_runs(tmp_path)) == f'{tmp_path} holds {words}'
+    assert str(run_dir.several_runs(tmp_path, '--from=x')) == f'--from=x holds {words}'
+    assert run_dir.several_runs(make(tmp_path, *SINGLE)) is None
+    assert run_dir.several_runs(tmp_path / 'none') is None
+
+
+def test_the_run_of_a_seed_belongs_below_those_of_other_seeds(tmp_path):
+    make(tmp_path, *SINGLE)
+    for name in ('seed_x', 'other'):
+        assert run_dir.check_single(tmp_path / name, ()) is None
+    with pytest.raises(UserError, match=f'{tmp_path} holds a single run; .* leave --seeds out'):
+        run_dir.check_single(tmp_path / 'seed_1', ())
+    make(tmp_path / 'seed_1', 'flags.cfg')
+    assert run_dir.check_single(tmp_path / 'seed_1', ()) is None
+
+
+def test_prepared_data_are_shared_with_every_kind(tmp_path):
+    make(tmp_path, *OF_SEEDS)
+    assert run_dir.check_single(tmp_path, ['prepare']) is None
+    for stages in ([], ['prepare', 'pretrain'], ['text'], ['finetune'], ['update', 'evaluate']):
+        with pytest.raises(UserError, match='or add --seeds=0,3'):
+            run_dir.check_single(tmp_path, stages)
+    for stage in ('recommend', 'similar', 'explain', 'export', 'report'):
+        with pytest.raises(UserError, match=r'holds runs of several seeds; name .*/seed_0$'):
+            run_dir.check_single(tmp_path, [stage])
+    with pytest.raises(UserError, match=r'several seeds; name .*/seed_0, or add --seeds=0,3$'):
+        run_dir.check_single(tmp_path, ['evaluate', 'report'])

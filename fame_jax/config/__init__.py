@@ -110,11 +110,7 @@ class Config:
                 f'--backbone={backbone} does not use the stage pretrain; leave it out of --stages'
             )
         self._check_update()
-        order = self.serving.shuffle_histories
-        if order != 'none' and stages and 'evaluate' not in stages:
-            raise no_effect(
-                f'shuffle_histories={order}', f'stages={",".join(stages)}', 'add the stage evaluate'
-            )
+        self.serving.check_stages(stages)
         if self.devices.members != 'auto' and not (self.run.seeds or self.run.sweep):
             raise no_effect(f'members={self.devices.members}', 'seeds=', 'add --seeds=0,1,2')
         single = [stage for stage in stages if stage not in DISTRIBUTED]
@@ -210,11 +206,11 @@ def _spelled(config: Config, sections: Collection[str]) -> dict[str, str]:
     values = {}
     for name, value in config.flat().items():
         about = FLAGS[name].metadata
-        if binds(name) not in sections or value is None:
-            continue
         if separator := about.get('separator'):
-            pairs = parse_pairs(name, value, about)
-            values |= {f'--{name}={key}{separator}': one for key, one in pairs.items()}
-        else:
+            pairs, of_pairs = parse_pairs(name, value, about), about.get('pair_binds', {})
+            for key, one in pairs.items():
+                if of_pairs.get(key, binds(name)) in sections:
+                    values[f'--{name}={key}{separator}'] = one
+        elif binds(name) in sections and value is not None:
             values[f'--{SPELLED.get(name, name)}='] = show(value)
     return values

@@ -43,6 +43,7 @@ class Data:
         "file's order; item_file_id is the item in the file of --items.",
         separator=':',
         names=('user', 'item', 'time', 'rating', 'item_file_id'),
+        pair_binds={'item_file_id': 'text'},  # it does not change how the log is read
     )
     min_rating: float = field(0.0, 'Interactions with a lower rating are dropped.', low=0)
     k_core: int = field(

@@ -24,7 +24,7 @@ def field(default: Any, help: str, **about: Any) -> Any:
       about: `kind`, the type, where the default is None; `choices`; `low` and `high`, inclusive;
         `separator` for a flag of pairs, and `names` of those pairs; `binds`, the section whose work
         fixes the value in a workdir: by default the field's own, '' for a value that may change
-        from command to command.
+        from command to command; `pair_binds`, the same for single pairs by name.
     """
     about.setdefault('kind', type(default))
     return dataclasses.field(default=default, metadata={'help': help, **about})

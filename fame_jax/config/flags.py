@@ -24,9 +24,15 @@ COMMAND_LINE = 'the command line'
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """The flags of one command, checked one by one; those not given are absent."""
+    """The flags of one command, checked one by one; those not given are absent.
+
+    Fields:
+      values: by flag name.
+      typed: names of the flags that the command line itself gives, and no flag file.
+    """
 
     values: Mapping[str, Any]
+    typed: frozenset[str] = frozenset()
 
     def get(self, name: str) -> Any:
         """The value of a flag, or its default."""
@@ -44,7 +50,8 @@ def parse(argv: Sequence[str]) -> Given:
     """Reads a command line and the flag files that it names; a later value wins.
 
     Pairs of flags such as --synthetic add up, name by name. NAME= without a value takes back a pair
-    that was given before, and a flag without any pair takes back all of them.
+    that was given before, and a flag without any pair takes back all of them. So does an empty
+    value of a flag whose default the model decides, such as --width=.
 
     Args:
       argv: arguments without the program's name.
@@ -53,7 +60,9 @@ def parse(argv: Sequence[str]) -> Given:
       UserError: for an unknown or removed flag, or a value of the wrong type, out of range or
         not among the choices, or where there is no pair to take back.
     """
-    return Given(_read_flags(_expand(_split(argv))))
+    typed: set[str] = set()
+    values = _read_flags(_expand(_split(argv)), typed)
+    return Given(values, frozenset(typed & values.keys()))
 
 
 def complete(
@@ -85,6 +94,8 @@ def complete(
         kept = {name: kept[name] for name in kept if name in options or name not in COMMON}
     recipe = _of_loss({**kept, **given.values}.get('loss'), recipe)
     values: dict[str, Any] = {**recipe, **kept, **given.values, 'workdir': given.workdir}
+    if values.get('item_init', 'random') == 'random' and 'item_scale' not in given.values:
+        values.pop('item_scale', None)  # versions before 0.3 kept it in flags.cfg without effect
     for name in values:
         if separator := FLAGS[name].metadata.get('separator'):
             layers = (layer.get(name, ()) for layer in (Config().flat(), kept, given.values))
@@ -239,8 +250,8 @@ def _read_lines(path: Path, stored: bool) -> list[Argument]:
     return [(where, [line]) for where, line in convert(places, stored)]
 
 
-def _read_flags(arguments: Iterable[Argument]) -> dict[str, Any]:
-    """The values of flags, each checked by itself."""
+def _read_flags(arguments: Iterable[Argument], typed: set[str] | None = None) -> dict[str, Any]:
+    """The values of flags, each checked by itself; adds those of the command line to `typed`."""
     known, values = flags.FlagValues(), {}
     define = {
         **{bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float},
@@ -250,6 +261,11 @@ def _read_flags(arguments: Iterable[Argument]) -> dict[str, Any]:
         define[item.metadata['kind']](name, None, item.metadata['help'], flag_values=known)
     for where, argument in arguments:
         name, value = _read_flag(known, where, argument)
+        if typed is not None and where == COMMAND_LINE:
+            typed.add(name)
+        if value is None:
+            values.pop(name, None)
+            continue
         about = FLAGS[name].metadata
         try:
             if separator := about.get('separator'):
@@ -294,6 +310,8 @@ def _read_flag(known: flags.FlagValues, where: str, argument: list[str]) -> tupl
         hint = suggest(head.removeprefix('no'), FLAGS).replace('did you mean ', 'did you mean --')
         hint = hint if hint.startswith('did') else '--help lists them'
         raise UserError(f'{where}: there is no flag --{head[:60]}; {hint}')
+    if argument == [f'--{head}='] and head in FLAGS and FLAGS[head].default is None:
+        return head, None
     known.unparse_flags()
     try:
         rest = known(['fame_jax', *argument])[1:]

@@ -1,8 +1,25 @@
 """What the stages that use a trained run take. No part of a run's flags.cfg."""
 
 import dataclasses
+from collections.abc import Sequence
 
-from fame_jax.config.fields import check_fields, field
+from fame_jax.config.fields import check_fields, field, no_effect, show
+from fame_jax.errors import UserError
+
+# Stages that write what a trained run is used for.
+WRITERS = ('recommend', 'similar', 'explain', 'export', 'report')
+# The stages that read a flag.
+READERS = {
+    'shuffle_histories': ('evaluate',),
+    'histories': ('recommend', 'explain'),
+    'top_k': ('recommend', 'similar', 'explain'),
+    'similar_items': ('similar',),
+    'filter_seen': ('recommend', 'explain'),
+    'allow_items': ('recommend', 'explain'),
+    'deny_items': ('recommend', 'explain'),
+    'user': ('explain',),
+    'out': WRITERS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +41,9 @@ class Serving:
         20, 'Items of a list: recommended to a history, or similar.', low=1, high=1_000_000
     )
     similar_items: tuple[str, ...] = field(
-        (), 'similar: ids of the items whose similar items are written, as 7,12. Empty: all items.'
+        (),
+        'similar: ids of the items whose similar items are written, as 7,12; one with a comma in '
+        'double quotes. Empty: all items.',
     )
     filter_seen: bool | None = field(
         None,
@@ -44,3 +63,31 @@ class Serving:
     def validate(self) -> None:
         """Raises UserError for a value out of range."""
         check_fields(self)
+
+    def check_stages(self, stages: Sequence[str]) -> None:
+        """Refuses flags that no stage of a command reads.
+
+        A command that trains may have a flag of the stages that write, in its flag file, though
+        none of them is there.
+
+        Args:
+          stages: those of the command.
+
+        Raises:
+          UserError: naming the flag and the stages that read it.
+        """
+        writes = set(stages) & set(WRITERS)
+        for item in dataclasses.fields(self):
+            value, readers = getattr(self, item.name), READERS[item.name]
+            concerned = writes or (item.name == 'shuffle_histories' and stages)
+            if value != item.default and concerned and not set(readers) & set(stages):
+                raise no_effect(
+                    f'{item.name}={show(value)}',
+                    f'stages={",".join(stages)}',
+                    f'add the stage {" or ".join(readers)}',
+                )
+        if self.user and self.histories and 'explain' in stages:
+            raise UserError(
+                f'--user={self.user} and --histories={self.histories} both name the history that '
+                'is explained; leave one of them out'
+            )

@@ -82,6 +82,10 @@ class Text:
             if self.item_init != 'text' and getattr(self, name) != getattr(default, name):
                 flag = name.replace('options', 'text_options')
                 raise no_effect(flag, f'item_init={self.item_init}', 'add --item_init=text')
+        if self.item_init == 'random' and self.item_scale != default.item_scale:
+            raise no_effect(
+                f'item_scale={self.item_scale:g}', 'item_init=random', 'add --item_init=text'
+            )
         if self.item_init == 'random' and self.unseen_items != 'trained':
             raise UserError(
                 f'--unseen_items={self.unseen_items} keeps random rows; initialise them from texts '

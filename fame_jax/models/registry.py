@@ -164,7 +164,10 @@ def make(
     cls = find(name)
     if reading and reading not in cls.readings:
         known = ', '.join(cls.readings) or 'none'
-        raise UserError(f'--reading={reading}: {cls.title} has no such reading; it has {known}')
+        raise UserError(
+            f'--reading={reading}: {cls.title} has no such reading; it has {known}; after a flag '
+            'file that gives one add --reading='
+        )
     given = dict(cls.readings[reading]) if reading else {}
     given |= {option: value for option, value in options.items() if value is not None}
     try:

@@ -13,7 +13,7 @@ from fame_jax.report import collect, figures_of_runs
 from fame_jax.report.collect import RunReport
 from fame_jax.report.comparison_record import Run, Sweep
 
-SWEEP = 'sweep.json'
+OF_SEED = ('seed', 'backbone', 'append', 'from_run')  # flags that each seed has for itself
 
 
 class Key(NamedTuple):
@@ -35,15 +35,16 @@ class Key(NamedTuple):
 
 
 def read_runs(folders: Sequence[Path], notes: list[str]) -> tuple[list[Run], list[Sweep]]:
-    """The runs and sweeps; a line for each folder without results."""
+    """The runs and sweeps; a line for each folder without results or with more than one run."""
     folders = [path.parent if path.name == 'results.json' else path for path in folders]
     sweeps: list[Sweep] = []
     found: list[tuple[Path, tuple[RunReport, ...]]] = []
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f'{folder} is no folder of a run; check the path')
-        if (folder / SWEEP).is_file():
-            sweep = Sweep(folder, run_dir.read_json(folder / SWEEP))
+        _note_others(folder, notes)
+        if (folder / run_dir.SWEEP).is_file():
+            sweep = Sweep(folder, run_dir.read_json(folder / run_dir.SWEEP))
             try:
                 figures_of_runs.read_settings(sweep.record)
             except UserError as error:
@@ -64,6 +65,18 @@ def read_runs(folders: Sequence[Path], notes: list[str]) -> tuple[list[Run], lis
     ], sweeps
 
 
+def _note_others(folder: Path, notes: list[str]) -> None:
+    """A line for a folder that holds more than one kind of runs, of which one is compared."""
+    held = run_dir.contents(folder)
+    if len(held) > 1:
+        is_run, is_sweep = ((folder / n).is_file() for n in ('results.json', run_dir.SWEEP))
+        shown = 'best setting' if is_sweep else 'single run' if is_run else 'run of all seeds'
+        notes.append(
+            f'{folder} holds {" and ".join(held.values())}: the {shown} alone is compared; keep '
+            'each in a folder of its own'
+        )
+
+
 def _read_run(folder: Path, notes: list[str]) -> tuple[RunReport, ...]:
     """The record of a run, or of each of its seeds; () and a line where there are no results."""
     seeds = [] if (folder / 'results.json').is_file() else run_dir.seed_folders(folder)
@@ -81,7 +94,20 @@ def _read_run(folder: Path, notes: list[str]) -> tuple[RunReport, ...]:
                 f'{folder}: {one.name} and {evaluated[0].name} are not the same model on the same '
                 'data; compare them as runs of their own'
             )
+        differ = _differences(report, first)
+        if differ:
+            notes.append(f'{one} has other settings than {evaluated[0].name}: {", ".join(differ)}')
     return reports
+
+
+def _differences(report: RunReport, other: RunReport) -> list[str]:
+    """Flags in which the runs of two seeds differ, but for those of a single seed, with values."""
+    here, there = settings_of(report), settings_of(other)
+    return [
+        f'--{name}={here.get(name)} (there: {there.get(name)})'
+        for name in dict.fromkeys([*here, *there])
+        if name not in OF_SEED and here.get(name) != there.get(name)
+    ]
 
 
 def _check(folder: Path, report: RunReport) -> None:

@@ -358,13 +358,6 @@ class RunContext:
 
     def untrained(self) -> UserError:
         """The error of a stage that needs a trained model where there is none."""
-        seeds = run_dir.seed_folders(self.folder)
-        if seeds:
-            numbers = ','.join(path.name.removeprefix('seed_') for path in seeds)
-            return UserError(
-                f'{self.folder} holds runs of several seeds; use one of them, such as '
-                f'{seeds[0]}, or add --seeds={numbers}'
-            )
         return UserError(f'{self.folder} holds no trained model; run pretrain or finetune first')
 
     def progress(self, stage: str) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 import collections
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fame_jax import run_dir
 from fame_jax.models.branches import Branches
 from fame_jax.models.item_model import ItemModel
-from fame_jax.stages.context import RunContext
 from fame_jax.text import facets
+
+if TYPE_CHECKING:  # its settings are checked with the functions of this file
+    from fame_jax.stages.context import RunContext
 
 
 def facets_of_slices(module: ItemModel, names: Sequence[str]) -> list[str]:
@@ -33,7 +35,7 @@ def count_slices(module: ItemModel) -> int:
     return num_heads(module) * num_branches(module)
 
 
-def view_names(context: RunContext, module: ItemModel) -> list[str]:
+def view_names(context: 'RunContext', module: ItemModel) -> list[str]:
     """The names of a model's heads, or of the branches of a model without views by heads.
 
     Returns:
@@ -44,7 +46,7 @@ def view_names(context: RunContext, module: ItemModel) -> list[str]:
     return head_names(context, module)
 
 
-def head_names(context: RunContext, module: ItemModel) -> list[str]:
+def head_names(context: 'RunContext', module: ItemModel) -> list[str]:
     """The facet of each head, such as 'brand'; [] where heads have no facet of their own.
 
     A head has one if the item table started from the text stage, whose facet objective trained one

@@ -140,7 +140,7 @@ def check_backbone(context: RunContext) -> None:
         return
     folder = _backbone_folder(context)
     if not (folder / 'checkpoints' / 'pretrain').is_dir():
-        raise UserError(
+        raise run_dir.several_runs(folder, f'--backbone={source}') or UserError(
             f'{folder} holds no checkpoints of pretrain, so there is no backbone to fine-tune; add '
             'pretrain to --stages, or train from random values with --backbone=scratch'
         )

@@ -1,7 +1,8 @@
 """Several seeds of one run: --seeds.
 
 WORKDIR holds the prepared data and seeds.json, the results over the seeds; WORKDIR/seed_0 and so on
-hold a run each, as a command with --seed=0 makes it, which every other command can use.
+hold a run each, as a command with --seed=0 makes it, which every other command can use. Seeds may
+be added by later commands; the results are those of all that are finished.
 
     auto    vmap on an accelerator, loop on a CPU
     vmap    all seeds in one program, each operation for all of them, which rounds otherwise
@@ -22,6 +23,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from fame_jax import machine, run_dir
+from fame_jax.config import FLAGS, SECTIONS, binds, differences
 from fame_jax.config import flags as config_flags
 from fame_jax.errors import UserError
 from fame_jax.evaluation import metrics, significance
@@ -73,6 +75,8 @@ def run_seeds(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
     prepared = values.get('prepared', str(folder))
     of_one = dataclasses.replace(given, values=values)
     wanted = settings.complete(of_seed(of_one, seeds[0]))[0].run.stages
+    for seed in other_seeds(folder, seeds):  # whose results are part of seeds.json
+        settings.complete(of_seed(of_one, seed))
     if 'prepare' in wanted:
         prepare_for_all(of_one, screen)
     wanted = tuple(stage for stage in wanted if stage != 'prepare')
@@ -140,6 +144,12 @@ def parse_seeds(given: config_flags.Given) -> list[int]:
         if name in given.values:
             raise UserError(f'--{name} does not go with --seeds; leave one of them out')
     return seeds
+
+
+def other_seeds(folder: Path, seeds: Sequence[int]) -> list[int]:
+    """The seeds that a folder has runs of, without those of a command."""
+    found = [int(path.name.removeprefix('seed_')) for path in run_dir.seed_folders(folder)]
+    return [seed for seed in found if seed not in seeds]
 
 
 def name_of_seed(context: RunContext) -> str:
@@ -358,10 +368,23 @@ def write_results(folder: Path, contexts: Sequence[RunContext]) -> str:
     """Writes WORKDIR/seeds.json, the results over the seeds, and returns them as a table.
 
     The file has the protocol card, without the parts of a single seed; the mean and the standard
-    deviation of each model; and the paired test of FAME against its backbone.
+    deviation of each model; and the paired test of FAME against its backbone. Finished runs of
+    other seeds in the folder count too; the table ends with the seeds that do not.
+
+    Args:
+      folder: of the seeds.
+      contexts: the runs of a command, evaluated.
     """
-    records = [run_dir.read_json(context.folder / 'results.json') for context in contexts]
-    seeds = [context.config.run.seed for context in contexts]
+    own = {context.config.run.seed: context.folder for context in contexts}
+    others = {seed: folder / f'seed_{seed}' for seed in other_seeds(folder, list(own))}
+    left_out = {seed: _why_left_out(contexts[0], path) for seed, path in others.items()}
+    notes = [f'Seed {seed} is left out: {why}.' for seed, why in left_out.items() if why]
+    counted = [seed for seed in others if not left_out[seed]]
+    if counted:
+        notes.insert(0, f'Runs of earlier commands count too: seed {", ".join(map(str, counted))}.')
+    runs = own | {seed: others[seed] for seed in counted}
+    seeds = sorted(runs)
+    records = [run_dir.read_json(runs[seed] / 'results.json') for seed in seeds]
     card = {k: v for k, v in records[0]['card'].items() if k not in ('seed', 'stages')}
     card['config'] = {k: v for k, v in card['config'].items() if k not in ('seed', 'workdir')}
     names = [name for name in records[0]['results'] if all(name in r['results'] for r in records)]
@@ -382,12 +405,40 @@ def write_results(folder: Path, contexts: Sequence[RunContext]) -> str:
     for name in dict.fromkeys(name for r in records for name in r['results']):
         if name not in names:
             contexts[0].screen.say(f'evaluate: {name} is left out, since not all seeds have it')
-    tests = _tests(contexts) if set(TRAINED) <= set(names) else {}
+    tests = _tests([runs[seed] for seed in seeds]) if set(TRAINED) <= set(names) else {}
     run_dir.write_json(
         folder / run_dir.SEEDS,
         {'seeds': seeds, 'card': card, 'over_seeds': results, 'tests': tests},
     )
-    return _table(title(contexts[0].data), results, tests, folder, len(seeds))
+    table = _table(title(contexts[0].data), results, tests, folder, len(seeds))
+    return '\n'.join([table, *notes])
+
+
+def _why_left_out(first: RunContext, folder: Path) -> str:
+    """Why the run of another seed has no part in the results; '' where it has.
+
+    Args:
+      first: an evaluated run of the command.
+      folder: of the other run.
+    """
+    if not all((folder / name).is_file() for name in ('results.json', 'ranks.npz')):
+        return 'it has no results; add it to --seeds'
+    (card, results), (other_card, others) = map(run_dir.read_results, (first.folder, folder))
+    trained, theirs = ([s for s in TRAINED if s in found] for found in (results, others))
+    if trained != theirs:
+        return f'its results are those of {", ".join(theirs)} alone; add it to --seeds'
+    sections = {*SECTIONS, *(['finetune'] if 'finetune' in trained else [])}
+    values = {n: v for n, v in other_card.get('config', {}).items() if n in FLAGS}
+    values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if binds(n)}
+    differ = [
+        one
+        for one in differences(first.config, first.config.replace(**values), sections)
+        if not one.startswith(('--seed=', '--backbone='))
+    ]
+    if differ:
+        return f'{", ".join(differ)}; add it to --seeds'
+    same = card['dataset']['fingerprint'] == other_card['dataset']['fingerprint']
+    return '' if same else 'it was trained on other data'
 
 
 def _over(rows: Sequence[Mapping[str, Any]], function: Callable[..., float]) -> dict[str, Any]:
@@ -404,11 +455,11 @@ def _over(rows: Sequence[Mapping[str, Any]], function: Callable[..., float]) -> 
     }
 
 
-def _tests(contexts: Sequence[RunContext]) -> dict[str, Any]:
+def _tests(folders: Sequence[Path]) -> dict[str, Any]:
     """FAME's NDCG@10 minus its backbone's: the mean over seeds and users, and each seed's own."""
     ranks = []
-    for context in contexts:
-        with np.load(context.folder / 'ranks.npz') as file:
+    for folder in folders:
+        with np.load(folder / 'ranks.npz') as file:
             ranks.append({name: file[name] for name in file.files})
     tests = {}
     for split in ('validation', 'test'):

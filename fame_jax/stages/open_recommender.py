@@ -136,13 +136,10 @@ def read_titles(context: RunContext) -> list[str]:
         was not named, so that the screen then says why it is not used.
     """
     config, data = context.config, context.data
-    columns = config.data.column_names
-    own = (columns.get('item'), data.card.get('columns', {}).get('item'))
     read = functools.partial(
         item_text.read_titles,
         item_ids=data.item_ids,
-        id_column=columns.get('item_file_id', ''),
-        guesses=[name for name in own if name],
+        **item_text.id_columns(config.data.column_names, data.card),
     )
     if config.text.items:
         return read(config.text.items)

@@ -1,12 +1,12 @@
 """Where the stages that use a run write."""
 
+import contextlib
 from pathlib import Path
 
+from fame_jax.config.serving import WRITERS
 from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.stages.context import RunContext
 
-# Stages that write to --out.
-WRITERS = ('recommend', 'similar', 'explain', 'export', 'report')
 ENDINGS = ('.json', '.jsonl', '.parquet', '.html', '.csv', '.txt')
 
 
@@ -18,8 +18,8 @@ def output_path(context: RunContext, name: str) -> Path:
     such as .jsonl, or the output is a folder too. Otherwise it is a folder for the outputs.
 
     Raises:
-      UserError: when there is no run, the folder cannot be made, or several stages would write to
-        one file.
+      UserError: when there is no run, the folder cannot be made, several stages would write to one
+        file, it is a file that the command reads, or its ending is not one of those written.
     """
     out = context.config.serving.out
     if not (context.folder / 'flags.cfg').is_file() and not context.is_prepared:
@@ -30,13 +30,32 @@ def output_path(context: RunContext, name: str) -> Path:
         context.begin_writing()
         return context.folder / name
     path = Path(out)
+    _refuse_inputs(context, path)
     several = sum(stage in WRITERS for stage in context.config.run.stages) > 1
     if several and path.suffix in ENDINGS:
         raise UserError(f'--out={out}: several stages write there; name a folder')
     is_folder = path.is_dir() or path.suffix not in ENDINGS
+    if is_folder and '.' in name and path.suffix[1:].isalpha() and not path.exists():
+        raise UserError(
+            f'--out={out}: files end in {", ".join(ENDINGS)}; choose one of them, or make a folder '
+            'of that name first'
+        )
     path = path / name if several or (is_folder and '.' in name) else path
     with explain_os_errors(f'--out={out}: making {path.parent}', 'choose another --out'):
         if path.resolve().is_relative_to(context.folder.resolve()):
             context.begin_writing()
         path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _refuse_inputs(context: RunContext, path: Path) -> None:
+    config = context.config
+    inputs = {
+        **{name: getattr(config.serving, name) for name in ('histories', 'allow_items')},
+        **{'deny_items': config.serving.deny_items, 'dataset': config.data.dataset},
+        **{'items': config.text.items, 'append': config.update.append},
+    }
+    for name, given in inputs.items():
+        with contextlib.suppress(OSError):  # a name and no file
+            if given and path.samefile(given) and path.is_file():
+                raise UserError(f'--out={path} is the file of --{name}; write to another')

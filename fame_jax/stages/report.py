@@ -11,6 +11,7 @@ import numpy as np
 from fame_jax import run_dir
 from fame_jax.data.dataset import Dataset
 from fame_jax.data.eval_batches import EvalBatches
+from fame_jax.errors import UserError
 from fame_jax.evaluation import groups
 from fame_jax.report import collect, html, published
 from fame_jax.screen import duration
@@ -32,6 +33,8 @@ def report(context: RunContext) -> None:
     """
     start = time.monotonic()
     path = output_path(context, 'report.html')
+    if path.suffix != '.html':
+        raise UserError(f'--out={path}: a report is written to .html; rename it')
     data = context.data if context.is_prepared else None
     run = collect.collect(context.folder, data, _paper_rows(context))
     if context.is_prepared and any(map(context.is_trained, TRAINED)):

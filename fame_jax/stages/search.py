@@ -172,11 +172,12 @@ class Search:
             ) from error
         self.folder, self.given, self.space, self.screen = Path(given.workdir), given, space, screen
         self.seeds = parse_seeds(given) if given.get('seeds') else []
+        run_dir.refuse_other_kind(self.folder, 'search')
         self._states = optuna.trial.TrialState
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with explain_os_errors(f'making the folder {self.folder}', 'choose another --workdir'):
             self.folder.mkdir(parents=True, exist_ok=True)
-        backend = optuna.storages.journal.JournalFileBackend(str(self.folder / 'study.log'))
+        backend = optuna.storages.journal.JournalFileBackend(str(self.folder / run_dir.STUDY))
         self.study = optuna.create_study(
             study_name=STUDY,
             storage=optuna.storages.JournalStorage(backend),
@@ -423,6 +424,11 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments, given = parse_arguments(argv)
     space = parse_space(arguments.space)
+    for name in sorted(given.typed & space.keys()):
+        raise UserError(
+            f'--{name}={show(given.get(name))} has no effect, since {arguments.space} has its '
+            'values; leave one of them out'
+        )
     search = Search(given, space, Screen(given.get('progress')), arguments.search_seed)
     how = given.get('members')
     several = how == 'vmap' or (how == 'auto' and jax.default_backend() != 'cpu')

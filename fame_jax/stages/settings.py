@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from fame_jax import run_dir
 from fame_jax.config import FLAGS, SECTIONS, Config, binds, differences
 from fame_jax.config import flags as config_flags
-from fame_jax.config.fields import show
+from fame_jax.config.fields import no_effect, show
 from fame_jax.data.split import parse_moment
 from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.models import registry
 from fame_jax.models.item_model import ItemModel
-from fame_jax.stages import updated_run
+from fame_jax.stages import text_settings, updated_run
 
 # Stages that make a run, of which two train a model; the others use one.
 TRAINING_STAGES = ('prepare', 'text', 'pretrain', 'finetune', 'update', 'evaluate')
@@ -28,6 +28,7 @@ OF_UPDATES = (
     *('select_on', 'validation_users', 'items', 'text_encoder', 'finetune_dropout'),
     'split_at',
 )
+ITEM_FILE_ID = 'item_file_id:'  # begins the pair of --columns that is of the item file
 
 
 def complete(given: config_flags.Given, model: ItemModel | None = None) -> tuple[Config, ItemModel]:
@@ -46,6 +47,7 @@ def complete(given: config_flags.Given, model: ItemModel | None = None) -> tuple
     """
     folder = Path(given.workdir)
     stored = _read_stored(folder)
+    run_dir.check_single(folder, given.get('stages'))
     updated_run.check_folder(given)
     of_update = not stored and given.get('append') and given.get('from_run')
     if of_update:
@@ -66,11 +68,13 @@ def complete(given: config_flags.Given, model: ItemModel | None = None) -> tuple
             options['max_length'] = config.data.max_length
         model = _make(name, options, config.model.reading)
     registry.validate(model)
+    _refuse_temperature(given, stored, model)
     config = config.with_model_options(registry.values(model))
     _check(config, kind)
     if of_update:
         _refuse_other_settings(config, stored, kind)
     _refuse_other_run(config, stored, kind, folder)
+    text_settings.check_texts(given, config, model)
     return config, model
 
 
@@ -81,11 +85,22 @@ def _make(name: str, options: dict[str, Any], reading: str) -> ItemModel:
     except UserError as error:
         line = str(error).removeprefix('--')
         option = line.partition('=')[0]
-        if option not in options or option in FLAGS:
+        if option not in options:
             raise
+        flag = '' if option in FLAGS else 'model_options='
         if option not in registry.options(registry.find(name)):
-            line += f'; --model_options={option}= takes back that of a flag file'
-        raise UserError(f'--model_options={line}') from error
+            line += f'; --{flag}{option}= takes back that of a flag file'
+        raise UserError(f'--{flag}{line}') from error
+
+
+def _refuse_temperature(
+    given: config_flags.Given, stored: Mapping[str, Any], model: ItemModel
+) -> None:
+    """Refuses a temperature for inner products, which are not divided by it."""
+    value = given.values.get('temperature', type(model).temperature)
+    known = (type(model).temperature, stored.get('temperature'))
+    if model.similarity == 'dot' and value not in known:
+        raise no_effect(f'temperature={value}', 'similarity=dot', 'add --similarity=cosine')
 
 
 def _with_model(values: Mapping[str, Any], model: ItemModel) -> dict[str, Any]:
@@ -132,6 +147,11 @@ def _use_prepared(given: config_flags.Given, stored: dict[str, Any]) -> config_f
     if prepared or own:
         others = _read_stored(Path(prepared or own))
         data = {name for name in others if binds(name) == 'data'} - {'prepared'}
+        if stored:  # a run keeps the id of its own item file, which is no column of the log
+            others['columns'] = (
+                *(pair for pair in others.get('columns', ()) if not pair.startswith(ITEM_FILE_ID)),
+                *(pair for pair in stored.get('columns', ()) if pair.startswith(ITEM_FILE_ID)),
+            )
         stored |= {name: others[name] for name in data}
         stored.setdefault('prepared', prepared)
         stored['prepared'] = own or stored['prepared']
@@ -245,8 +265,10 @@ def _check(config: Config, kind: type[ItemModel]) -> None:
     if config.data.split == 'time':
         parse_moment(config.data.split_at)
     if not kind.backbone and 'finetune' in stages:
+        others = ','.join(stage for stage in stages if stage != 'finetune')
         raise UserError(
-            f'--model={name} has no stage finetune; use --stages={",".join(default_stages(kind))}'
+            f'--model={name} has no stage finetune; '
+            + (f'use --stages={others}' if others else 'leave it out')
         )
     if not kind.backbone and config.training.backbone != 'pretrain':
         raise UserError(
@@ -307,6 +329,8 @@ def _refuse_other_settings(config: Config, stored: dict[str, Any], kind: type[It
     defaults = registry.options(kind) | kind.readings.get(before.model.reading, {})
     before = before.with_model_options(defaults | before.model.options).replace(**same)
     differ = differences(config, before, set(SECTIONS) | {'finetune'})
+    # As --items it may be another one, of which new items have their texts.
+    differ = [one for one in differ if not one.startswith(f'--columns={ITEM_FILE_ID}')]
     if differ:
         raise UserError(
             f'--from={run}: an update keeps the settings of its run; leave out {", ".join(differ)}'
@@ -328,6 +352,8 @@ def _refuse_other_run(
     before = before.with_model_options(defaults | before.model.options)
     grown = tuple(f'--{name}=' for name in _grown_limits(config, before, folder))
     differ = [one for one in differences(config, before, sections) if not one.startswith(grown)]
+    if text_settings.names_used_id(config, folder):
+        differ = [one for one in differ if not one.startswith(f'--columns={ITEM_FILE_ID}')]
     if differ and not (folder / 'flags.cfg').is_file():
         if not has_data(Path(config.data.prepared)):
             raise no_data(config.data.prepared)

@@ -11,9 +11,6 @@ from fame_jax.stages.context import RunContext
 from fame_jax.stages.open_recommender import open_recommender
 from fame_jax.stages.output import output_path
 
-# Flags of other stages that use a run, which choose histories or filter recommendations.
-OF_OTHER_STAGES = ('histories', 'allow_items', 'deny_items', 'user', 'filter_seen')
-
 
 def similar(context: RunContext) -> None:
     """Writes the items similar to those of --similar_items, or to every item.
@@ -22,7 +19,6 @@ def similar(context: RunContext) -> None:
     devices of the run's mesh share the catalogue.
     """
     serving, screen = context.config.serving, context.screen
-    _refuse_other_flags(context)
     path = output_path(context, 'similar.jsonl')
     write = answers.writer(path)
     # The file's ids are strings, whatever their type in the log.
@@ -52,16 +48,3 @@ def _items(context: RunContext, recommender: Recommender) -> list[str]:
             f'{recommender.item_ids[1]!r}; name items of the data set'
         )
     return recommender.to_ids(indices) if given else recommender.item_ids[1:]
-
-
-def _refuse_other_flags(context: RunContext) -> None:
-    """Refuses flags that no stage of the command uses."""
-    serving, stages = context.config.serving, context.config.run.stages
-    if not {'recommend', 'explain'}.isdisjoint(stages):
-        return
-    for name in OF_OTHER_STAGES:
-        if getattr(serving, name) not in ('', None):
-            raise UserError(
-                f'--{name} has no effect on the stage similar, which compares items; leave it out, '
-                'or name items with --similar_items'
-            )

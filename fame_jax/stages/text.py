@@ -13,12 +13,12 @@ import numpy as np
 
 from fame_jax import machine, run_dir
 from fame_jax.data import download
-from fame_jax.errors import UserError
 from fame_jax.screen import duration
 from fame_jax.stages.context import RunContext
-from fame_jax.stages.facet_names import facets_of_slices, num_branches
+from fame_jax.stages.facet_names import num_branches
+from fame_jax.stages.text_settings import assign_facets, files_of
 from fame_jax.text import facet_objective, facets, item_init, projection, synthetic_items, vectors
-from fame_jax.text.items import ItemText, read
+from fame_jax.text.items import ItemText, id_columns, read
 from fame_jax.text.options import TextOptions
 
 
@@ -34,8 +34,7 @@ def text(context: RunContext) -> None:
     sha256 = data.card['fingerprint']
     context.begin_writing()
     has_heads, has_path = config.text.item_init == 'text', config.text.text_path > 0
-    files = (*item_init.FILES * has_heads, *(item_init.VECTORS, 'text.json') * has_path)
-    if item_init.is_complete(folder, sha256, files):
+    if item_init.is_complete(folder, sha256, files_of(config)):
         screen.say(f'text: {folder} is complete')
         return
     context.metrics.keep(lambda line: line.get('stage') != 'text')
@@ -122,20 +121,10 @@ def _encode_alone(context: RunContext, folder: Path) -> None:
 
 def _heads(context: RunContext) -> list[str]:
     """The facet of each slice of the item vectors: --facets, or those of synthetic data."""
-    names, module = list(context.config.text.facets), context.module('finetune')
-    if not names and context.data.item_facets is None:
-        raise UserError(
-            '--facets is empty; name a facet for each head, such as --facets=leaf_category,brand '
-            'or --facets=genres'
-        )
-    names = names or [f'facet_{m + 1}' for m in range(context.data.item_facets.shape[1])]
-    heads = facets_of_slices(module, names)
-    if module.width % len(heads):
-        raise UserError(
-            f'--width={module.width} is not a multiple of {len(heads)}, the number of heads or '
-            'facets; change one of them'
-        )
-    return heads
+    names, facet_VM = list(context.config.text.facets), context.data.item_facets
+    if not names and facet_VM is not None:
+        names = [f'facet_{m + 1}' for m in range(facet_VM.shape[1])]
+    return assign_facets(context.module('finetune'), names)
 
 
 def _read_items(context: RunContext, names: Sequence[str], options: TextOptions) -> ItemText:
@@ -155,7 +144,7 @@ def _read_items(context: RunContext, names: Sequence[str], options: TextOptions)
         data.item_ids,
         config.text.text_fields,
         names,
-        id_column=config.data.column_names.get('item_file_id', ''),
+        **id_columns(config.data.column_names, data.card),
         rarest=options.rarest_label,
         commonest=options.commonest_label,
     )

@@ -76,11 +76,9 @@ def last_stage(run: str) -> str:
             return stage
     if not folder.is_dir():
         raise UserError(f'--from={run}: there is no such folder; give the folder of a trained run')
-    seeds = run_dir.seed_folders(folder)
-    if seeds:
-        raise UserError(
-            f'--from={run} holds runs of several seeds; update one of them, such as {seeds[0]}'
-        )
+    several = run_dir.several_runs(folder, f'--from={run}')
+    if several:
+        raise several
     if not (folder / 'flags.cfg').is_file():
         raise UserError(f'--from={run} is no run; give the folder that a run was trained in')
     raise UserError(f'--from={run} holds no trained model; train it first')

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fame_jax.data.sources import show
 from fame_jax.errors import UserError
 from fame_jax.text.facets import merge
-from fame_jax.text.item_files import Records
+from fame_jax.text.item_files import Records, fields_named
 
 TEXT_FIELDS = (
     *('title', 'brand', 'categories', 'keywords'),
@@ -73,7 +73,7 @@ def read_labels(records: Records, facet: str) -> list[list[str]]:
         wanted, name_them = FACETS[facet]
         fields = [find_field(records, name) for name in wanted]
         if not any(fields):
-            _require(records, wanted[0], f'facet {show(facet)}')
+            fields[0] = _require(records, wanted[0], f'facet {show(facet)}')
         return [name_them(*(row.get(field) for field in fields)) for row in records.rows]
     field = _require(records, facet, f'facet {show(facet)}')
     return [_split(row.get(field)) for row in records.rows]
@@ -81,6 +81,9 @@ def read_labels(records: Records, facet: str) -> list[list[str]]:
 
 def _require(records: Records, name: str, wanted: str) -> str:
     field = find_field(records, name)
+    alike = [] if field else fields_named(records, name)
+    if len(alike) == 1:
+        return alike[0]
     if not field:
         present = ', '.join(map(show, records.fields[:20]))
         hint = f'; the facets are {", ".join(FACETS)}' if wanted.startswith('facet') else ''

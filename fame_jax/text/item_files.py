@@ -1,23 +1,23 @@
 """Reads files about items, in many formats, as records with named fields."""
 
 import dataclasses
+import functools
+import glob
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from fame_jax.data import names
 from fame_jax.data.json_lines import list_keys, locate_object, read_objects
 from fame_jax.data.sources import Source, fail, open_file, open_source, read_text, show
 from fame_jax.errors import UserError, explain_os_errors
 
 ITEM_FILES = ('movies.dat', 'movies.csv', 'u.item')  # MovieLens' names, also inside its zips
 KINDS = ('jsonl', 'ndjson', 'json', 'csv', 'tsv', 'parquet')
-# Well-known names of the id field, lower case; `find_id` chooses among those in a file.
-ID_NAMES = (
-    *('item_id', 'itemid', 'parent_asin', 'asin', 'movieid', 'movie_id', 'item', 'iid'),
-    *('product_id', 'productid', 'business_id', 'book_id', 'track_id', 'article_id', 'id'),
-)
+SINGLE = ('movies.dat', 'u.item', 'item', 'zip')  # further kinds, of one file and no folder
+PLAIN_ID = 'id'  # a name of the id field that says no item, so that a log has none of it
 # A line of u.item ends with a flag, 0 or 1, for each of these.
 GENRES = (
     *('unknown', 'Action', 'Adventure', 'Animation', "Children's", 'Comedy', 'Crime'),
@@ -63,45 +63,113 @@ def read_records(path: str | os.PathLike) -> Records:
     return _read_table(source, source.kind)
 
 
-def find_id(records: Records, item_ids: list[str], id_column: str = '') -> tuple[str, list[str]]:
+def find_id(
+    records: Records, item_ids: list[str], id_column: str = '', log_column: str = ''
+) -> tuple[str, list[str]]:
     """Returns the name of the id field and each record's id.
 
-    Where several fields may be the id (a number and an ASIN), the one whose values are in the
-    catalogue for the most records is chosen; in a tie, the first in ID_NAMES.
+    The field is the given one; else the one with the name of the log's item column; else the
+    likeliest name of an item column in a log (`names.fit`), or `id`. The latter two need a record
+    of the catalogue. Names are found without regard to case, blanks and signs.
 
     Args:
       records: the file.
       item_ids: the V + 1 ids of the interaction log; entry 0 is ''.
-      id_column: the field; '' means guess.
+      id_column: the given field, or ''.
+      log_column: the name of the item column in the interaction log, or ''.
 
     Raises:
-      UserError: when there is no such field, or a record has no id.
+      UserError: when there is no such field, when two may be the id, or a record has no id.
     """
     known = set(item_ids[1:])
-    plain = {name.casefold(): name for name in reversed(records.fields)}
-    names = [id_column] if id_column else [plain[name] for name in ID_NAMES if name in plain]
-    if not names or names[0] not in records.fields:
-        what = (
-            f'no field {show(id_column)}' if id_column else 'no field with the name of an item id'
-        )
+
+    @functools.cache
+    def found(name: str) -> list[str]:
+        """Each record's item of the catalogue by one field; '' where it names none."""
+        return [token if token in known else '' for token in _tokens(records, name)]
+
+    field = _find_named(records, id_column or log_column)
+    if not id_column and not (field and any(found(field))):
+        field = _recognise(records, found) or field
+    if not field:
+        what = f'no field {show(id_column or log_column)}'
+        if not id_column:
+            what = f'{what}, as in the log, and none' if log_column else 'no field'
+            what += ' with a known name of an item id'
         present = ', '.join(map(show, records.fields[:20]))
         raise UserError(
             f'{records.source.place}: there is {what}; its fields are {present}; name one with '
             '--columns=item_file_id:NAME'
         )
-    best, most = [], -1
-    for name in names:
-        tokens = [_token(row.get(name)) for row in records.rows]
-        matched = sum(token in known for token in tokens)
-        if matched > most:
-            field, best, most = name, tokens, matched
-    if '' in best:
-        at = best.index('')
+    tokens = _tokens(records, field)
+    if '' in tokens:
+        at = tokens.index('')
         value = records.rows[at].get(field)
         what = f'{show(field)} is {"missing" if value in (None, "") else show(value)}'
         place = f'{records.source.place}, {records.locate(at)}'
         raise UserError(f'{place}: the id {what}; write a number or a text')
-    return field, best
+    return field, tokens
+
+
+def fields_named(records: Records, name: str) -> list[str]:
+    """Returns the field of a name, else all that differ in case, blanks and signs alone."""
+    if name in records.fields:
+        return [name]
+    wanted = names.join_words(name)
+    return [field for field in records.fields if names.join_words(field) == wanted != '']
+
+
+def _find_named(records: Records, name: str) -> str:
+    """Returns the id field of a name; '' for none.
+
+    Raises:
+      UserError: when more than one fits as well.
+    """
+    fits = fields_named(records, name)
+    if len(fits) > 1:
+        raise _two(records, fits)
+    return fits[0] if fits else ''
+
+
+def _recognise(records: Records, found: Callable[[str], list[str]]) -> str:
+    """Returns the likeliest field by its name with an item of the catalogue; '' if none is known.
+
+    Without any such item it is the likeliest by its name alone.
+
+    Raises:
+      UserError: when an equally likely field gives other items, or a less likely one more of them.
+    """
+    likely = {field: _likelihood(field) for field in records.fields}
+    ordered = sorted((field for field, fit in likely.items() if fit), key=likely.get)
+    holding = [field for field in ordered if any(found(field))]
+    if not holding:
+        return ordered[0] if ordered else ''
+    first, *others = holding
+    for other in others:
+        more = len(set(found(other)) - {''}) > len(set(found(first)) - {''})
+        if more or (likely[other] == likely[first] and found(other) != found(first)):
+            raise _two(records, [first, other])
+    return first
+
+
+def _likelihood(field: str) -> tuple[bool, int, int] | None:
+    """Returns how likely a field is the id by its name, smaller for likelier; None: not at all."""
+    fit = names.fit('item', field)
+    if fit:
+        return fit.form == 2, fit.rank, fit.form  # names of things last, as in a log
+    return (False, len(names.NOUNS['item']), 0) if names.join_words(field) == PLAIN_ID else None
+
+
+def _two(records: Records, fields: list[str]) -> UserError:
+    shown = ' and '.join(map(show, fields[:4]))
+    return UserError(
+        f'{records.source.place}: {shown} may be the item; name one: '
+        f'--columns=item_file_id:{fields[0]}'
+    )
+
+
+def _tokens(records: Records, field: str) -> list[str]:
+    return [_token(row.get(field)) for row in records.rows]
 
 
 def _token(value: object) -> str:
@@ -111,25 +179,41 @@ def _token(value: object) -> str:
     return str(value).strip() if type(value) in (str, int) else ''
 
 
-def _open(path: str | os.PathLike) -> Source:
-    """Opens a file; `open_source` knows KINDS, but not .item files and those of MovieLens."""
+def check_path(path: str | os.PathLike, doing: str) -> None:
+    """Checks that files about items are there, in a format that is read; it reads none of them.
+
+    Args:
+      path: as for `read_records`.
+      doing: begins the message about a missing file.
+
+    Raises:
+      UserError: when there is no such file, or its name is of no known format.
+    """
     path = Path(path)
-    name = path.name.lower().removesuffix('.gz')
-    kind = _kind(name)
-    if kind in ('movies.dat', 'u.item', 'item', 'zip'):
-        source, inner = open_file(path, _choose)
-        kind = _kind(inner.rpartition('/')[2])
-        return dataclasses.replace(source, kind=kind, load=lambda: _to_utf8(source.load()))
-    if kind in KINDS or path.is_dir():
-        return open_source(path)
-    with explain_os_errors(f'reading {path}', 'check the path'):
-        path.stat()
+    with explain_os_errors(doing, 'check the path'):
+        if not (glob.has_magic(str(path)) and glob.glob(str(path))):
+            path.stat()
+        is_folder = path.is_dir()
+    if is_folder or _kind(path.name) in (*KINDS, *SINGLE):
+        return
     known = ', '.join(f'.{k}' for k in (*KINDS, 'item'))
     what = f'the format is unknown; the name must end in one of {known} (or .gz)'
     raise UserError(f'{path}: {what}, or be {", ".join(ITEM_FILES)} or a MovieLens .zip')
 
 
+def _open(path: str | os.PathLike) -> Source:
+    """Opens a file; `open_source` knows KINDS, but none of SINGLE."""
+    path = Path(path)
+    check_path(path, f'reading {path}')
+    if _kind(path.name) not in SINGLE:
+        return open_source(path)
+    source, inner = open_file(path, _choose)
+    kind = _kind(inner.rpartition('/')[2])
+    return dataclasses.replace(source, kind=kind, load=lambda: _to_utf8(source.load()))
+
+
 def _kind(name: str) -> str:
+    name = name.lower().removesuffix('.gz')
     return name if name in ('movies.dat', 'u.item') else name.rpartition('.')[2]
 
 

@@ -94,7 +94,7 @@ def is_complete(folder: Path, data_sha256: str, files: Sequence[str] = FILES) ->
     Raises:
       UserError: when it was made from other data.
     """
-    if not all((folder / name).is_file() for name in files):
+    if not has_files(folder, files):
         return False
     record = read_json(folder / 'text.json')
     if not isinstance(record, dict) or record.get('data_sha256') != data_sha256:
@@ -103,6 +103,11 @@ def is_complete(folder: Path, data_sha256: str, files: Sequence[str] = FILES) ->
             'the folder and run --stages=text'
         )
     return True
+
+
+def has_files(folder: Path, files: Sequence[str] = FILES) -> bool:
+    """Whether a text/ folder has all these files, of whatever data."""
+    return all((folder / name).is_file() for name in files)
 
 
 def read(source: str, folder: Path, num_items: int, width: int, data_sha256: str) -> np.ndarray:

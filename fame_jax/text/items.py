@@ -1,8 +1,8 @@
 """Reads a file about items: their texts, titles and facet labels, in the order of the catalogue."""
 
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from fame_jax.data.sources import show
 from fame_jax.errors import UserError
@@ -34,6 +34,7 @@ def read(
     facets: Sequence[str] = (),
     *,
     id_column: str = '',
+    log_column: str = '',
     rarest: int = 2,
     commonest: float = 0.3,
 ) -> ItemText:
@@ -47,7 +48,8 @@ def read(
       item_ids: the V + 1 ids of the interaction log; entry 0 is ''.
       text_fields: the fields of a text, in this order; empty: those of TEXT_FIELDS in the file.
       facets: names in item_fields.FACETS, or fields; 'a+b' merges the labels of two facets.
-      id_column: the field with the item id; empty: guess.
+      id_column, log_column: the field with the item id, and the item column of the log, as in
+        `item_files.find_id`; `id_columns` gives both.
       rarest: labels with fewer items are dropped.
       commonest: labels that a larger share of the items has are dropped.
 
@@ -56,7 +58,7 @@ def read(
         facet with fewer than two labels.
     """
     records = read_records(path)
-    id_field, tokens = find_id(records, item_ids, id_column)
+    id_field, tokens = find_id(records, item_ids, id_column, log_column)
     rows = _match(records, id_field, tokens, item_ids)
     fields = _choose_fields(records, text_fields)
     used = [row for row in rows if row >= 0]
@@ -95,28 +97,33 @@ def read_titles(
     item_ids: list[str],
     *,
     id_column: str = '',
-    guesses: Sequence[str] = (),
+    log_column: str = '',
 ) -> list[str]:
     """Reads the titles of a file about items, V + 1; '' where unknown.
 
     Args:
-      path, item_ids, id_column: as in `read`.
-      guesses: fields that are tried as the item id before the usual ones, where there are such.
+      path, item_ids, id_column, log_column: as in `read`.
 
     Raises:
       UserError: when the file cannot be read, does not fit the catalogue, or has no titles.
     """
     records = read_records(path)
-    names = [id_column] if id_column else [*(g for g in guesses if g in records.fields), '']
-    for name in names:
-        try:
-            rows = _match(records, *find_id(records, item_ids, name), item_ids)
-            break
-        except UserError:
-            if name == names[-1]:
-                raise
+    rows = _match(records, *find_id(records, item_ids, id_column, log_column), item_ids)
     used = records._replace(rows=[records.rows[row] for row in rows if row >= 0])
     return _spread(rows, read_texts(used, 'title'), '')
+
+
+def id_columns(given: Mapping[str, str], card: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the arguments of `read` and `read_titles` by which the item id is found.
+
+    Args:
+      given: names of columns by role, those of --columns.
+      card: of the data set; its columns have the names of the log.
+    """
+    log_column = str(card.get('columns', {}).get('item') or given.get('item', ''))
+    # The columns of a file without a header are numbers, which are no names.
+    log_column = '' if log_column.isdecimal() else log_column
+    return {'id_column': given.get('item_file_id', ''), 'log_column': log_column}
 
 
 def _choose_fields(records: Records, wanted: Sequence[str]) -> list[str]:

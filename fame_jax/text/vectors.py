@@ -46,16 +46,29 @@ def encode(
         be written.
     """
     path = Path(encoder)
+    check_encoder(encoder)
     if encoder == 'tfidf':
         return tfidf.vectors(texts, width)
     if path.suffix == '.npy':
         return read_vectors(path, len(texts))
-    if not path.is_dir():
+    return _encode_with_model(texts, path, cache, progress, log)
+
+
+def check_encoder(encoder: str) -> None:
+    """Checks that there is such an encoder; it reads none of its files.
+
+    Raises:
+      UserError: when it is neither 'tfidf' nor a folder nor a file.
+    """
+    path = Path(encoder)
+    if path.suffix == '.npy':
+        with explain_os_errors(f'--text_encoder={encoder}', 'check the path'):
+            path.stat()
+    elif encoder != 'tfidf' and not path.is_dir():
         raise UserError(
             f'--text_encoder={encoder}: there is no such encoder; give tfidf, a folder with '
             'config.json, model.safetensors and tokenizer.json, or an .npy file'
         )
-    return _encode_with_model(texts, path, cache, progress, log)
 
 
 def standardize(text_VE: np.ndarray, encoder: str) -> np.ndarray:

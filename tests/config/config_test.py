@@ -108,6 +108,11 @@ def test_a_value_of_another_type_is_refused(name, value, part):
         ({'stages': ('prepare', 'text')}, ['--stages=text', '--item_init=text']),
         ({'unseen_items': 'kept'}, ['--unseen_items=kept', '--item_init=text']),
         (
+            {'item_scale': 0.3},
+            ['--item_scale=0.3 has no effect where --item_init=random; add --item_init=text'],
+        ),
+        ({'item_scale': 0.3, 'text_path': 0.5}, ['--item_scale=0.3', 'no effect']),
+        (
             {'item_init': 'text', 'facets': ('instance',), 'text_options': ('dropout=0.0',)},
             ['dropout=0', 'two views'],
         ),
@@ -229,6 +234,19 @@ def test_after_prepare_only_the_data_are_bound():
 def test_differences_of_pairs_name_the_pair():
     here, there = (Config.from_flat(synthetic=(f'users={n}', 'seed=0')) for n in (9, 8))
     assert differences(here, there, ('data',)) == ['--synthetic=users=9 (there: 8)']
+
+
+def test_the_id_of_the_item_file_does_not_bind_how_the_log_was_read():
+    """It binds with the stage text, whichever other sections are used."""
+    plus = {'item_init': 'text', 'dataset': 'a.csv'}
+    one, other = (
+        Config.from_flat(**plus, columns=('item:sku', f'item_file_id:{n}')) for n in ('asin', 'id')
+    )
+    assert differences(one, other, [name for name in EVERY if name != 'text']) == []
+    assert differences(one, other, ('text',)) == ['--columns=item_file_id:asin (there: id)']
+    log = one.replace(columns=('item:code', 'item_file_id:asin'))
+    assert differences(one, log, ('text',)) == []
+    assert differences(one, log, ('data',)) == ['--columns=item:sku (there: code)']
 
 
 def test_titles_for_a_trained_run_are_no_difference():

@@ -91,6 +91,8 @@ def test_flags_cfg_has_defaults_but_not_how_the_run_is_used():
         ('--synthetic=users=9 --synthetic=', {'synthetic': ()}),
         ('--columns=item:sku,user:u --columns=user:', {'columns': ('item:sku',)}),
         ('--model_options=a=1,b== --model_options=a=', {'model_options': ('b==',)}),
+        # So does an empty value where the model decides.
+        ('--width=64 --num_blocks=3 --width=', {'num_blocks': 3}),
     ],
 )
 def test_ways_to_write_a_flag(argv, values):
@@ -112,6 +114,7 @@ def test_ways_to_write_a_flag(argv, values):
         ('--synthetic=users=9 --synthetic=user=', ['--synthetic=user=', 'no flag before it']),
         ('--synthetic=users=', ['--synthetic=users=', 'no flag before it', 'NAME=VALUE']),
         ('--synthetic==9', ['--synthetic==9', 'NAME=VALUE']),
+        ('--seed=', ['--seed=']),
         ('--loss=0123456789', ['--loss=0123456789', 'choose from ce, bce, sampled']),
         ('--facets="brand', ['--facets']),
         ('--flagfile', ['--flagfile names no file']),
@@ -172,6 +175,16 @@ def test_another_model_does_not_take_what_was_stored_for_the_first():
     config = complete('--reading=paper', stored={**stored, 'model': 'sasrec', 'width': 8})
     assert (config.model.model, config.model.width) == ('sasrec', None)
     assert config.training.patience == 9
+
+
+def test_a_scale_of_rows_that_was_stored_without_effect_is_no_mistake():
+    """Versions before 0.3 accepted it, and their runs are still used."""
+    stored = {'item_init': 'random', 'item_scale': 0.3}
+    assert complete(stored=stored).text.item_scale == Config().text.item_scale
+    assert complete('--item_init=text', stored=stored).text.item_scale == 0.3
+    assert complete(stored=stored | {'item_init': 'text'}).text.item_scale == 0.3
+    line = refusal(complete, '--item_scale=.3')
+    assert line.startswith('--item_scale=0.3 has no effect where --item_init=random; add ')
 
 
 def test_settings_are_checked_together_when_they_are_complete():

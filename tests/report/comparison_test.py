@@ -359,3 +359,31 @@ def test_mistakes_are_one_line(runs, make, words):
     with pytest.raises(UserError, match=words) as error:
         compare(*make(runs))
     assert '\n' not in str(error.value)
+
+
+def test_a_folder_of_several_kinds_of_runs_says_which_is_compared(runs):
+    """As earlier versions let a single run, several seeds and a sweep share a workdir."""
+    assert compare(runs).notes == []
+    shutil.copytree(runs[0], runs[2], dirs_exist_ok=True)
+    words = 'alone is compared; keep each in a folder of its own'
+    of_seeds = f'{runs[2]} holds a single run and runs of the seeds 0, 1, 5'
+    comparison = compare(runs[1:])
+    assert comparison.notes == [f'{of_seeds}: the single run {words}']
+    assert comparison.sections[0].runs[1].seeds == [0]
+    (runs[2] / 'results.json').unlink()
+    (runs[2] / 'checkpoints' / 'pretrain' / '7').mkdir(parents=True)
+    assert compare(runs[1:]).notes == [f'{of_seeds}: the run of all seeds {words}']
+    setting = {'name': 'dropout=0.1', 'flags': {'dropout': '0.1'}, 'validation': [0.5]}
+    (runs[2] / 'sweep.json').write_text(json.dumps({'settings': [setting], 'best': 'dropout=0.1'}))
+    make_compared_run(runs[2] / 'dropout=0.1', 3)
+    comparison = compare(runs[1:])
+    assert comparison.notes == [f'{of_seeds} and a sweep: the best setting {words}']
+    assert comparison.sections[0].runs[1].folder == runs[2] / 'dropout=0.1'
+
+
+def test_seeds_with_other_settings_are_named(runs):
+    folder = runs[2] / 'seed_1'
+    edit_results(folder, lambda card, _: card['config'].update(patience=9, backbone='x/seed_1'))
+    assert compare(runs).notes == [
+        f'{folder} has other settings than seed_0: --patience=9 (there: 5)'
+    ]

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import shutil
 import statistics
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,8 +12,9 @@ import orbax.checkpoint as ocp
 import pytest
 from run_fixtures import largest_difference
 
-from fame_jax import machine, run_dir, stages
+from fame_jax import api, machine, run_dir, stages
 from fame_jax.config import flags
+from fame_jax.errors import UserError
 from fame_jax.evaluation import significance
 from fame_jax.main import main
 from fame_jax.models import registry
@@ -284,7 +287,7 @@ def test_a_members_folder_is_a_run(tmp_path, capsys):
     before = (tmp_path / 'seeds.json').read_text()
     capsys.readouterr()
     assert main([f'--workdir={tmp_path}', '--stages=evaluate', '--progress=none']) == 2
-    assert f'use one of them, such as {tmp_path}/seed_3, or add --seeds=3,4' in (
+    assert f'name one of them, such as {tmp_path}/seed_3, or add --seeds=3,4' in (
         capsys.readouterr().err
     )
     assert [(r.seed, r.stage) for r in tables.read_runs([tmp_path])[0]] == [
@@ -340,3 +343,138 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, capsys, given, words):
     assert run(tmp_path, *given) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('error: ') and words in line
+
+
+# Runs in one folder. Paths are relative, so that the folders can be copied.
+
+QUICK = ['--model=sasrec', '--num_blocks=1', '--pretrain_epochs=1']
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A folder with the single run `a` and the seeds 0, 1 and 2 in `b`."""
+    folder = tmp_path_factory.mktemp('finished')
+    with contextlib.chdir(folder):
+        assert run('a', *QUICK) == 0
+        assert run('b', *QUICK, '--seeds=0,1,2', '--prepared=a') == 0
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path, monkeypatch, capsys):
+    """Those runs in a folder of the test's own, the current one."""
+    folder = shutil.copytree(finished, tmp_path / 'runs')
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    return folder
+
+
+def files(folder):
+    """All paths below a folder, with the content of files."""
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob('*')}
+
+
+def refused(capsys, *argv):
+    """The only line of a command that changes no file."""
+    before = files(Path())
+    assert main([*argv, '--progress=none']) == 2
+    assert files(Path()) == before
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    'argv, words',
+    [
+        (['--workdir=b'], 'b holds runs of the seeds 0, 1, 2; choose another --workdir, or add'),
+        (['--workdir=b', '--seed=5'], 'or add --seeds=0,1,2'),
+        (['--workdir=b', '--sweep=dropout:.1'], 'b holds runs of the seeds 0, 1, 2; choose'),
+        (
+            ['--workdir=a', '--seeds=0,1'],
+            'a holds a single run; choose another --workdir, or leave',
+        ),
+        (['--workdir=a', '--sweep=dropout:.1'], 'a holds a single run; choose another --workdir'),
+        (['--workdir=a', '--sweep=dropout:.1', '--seeds=0,1'], 'or leave --sweep out'),
+        (['--workdir=a/seed_0'], 'a holds a single run; choose another --workdir'),
+        (
+            ['--workdir=b', '--seeds=5', '--width=4'],
+            'b/seed_0 holds another run: --width=4 (there: 8)',
+        ),
+    ],
+)
+def test_a_workdir_belongs_to_one_run(copied, capsys, argv, words):
+    assert words in refused(capsys, *FLAGS, *QUICK, *argv)
+
+
+@pytest.mark.parametrize('stage', ['recommend', 'similar', 'explain', 'export', 'report'])
+def test_a_stage_that_needs_a_run_names_one_of_the_seeds(copied, capsys, stage):
+    line = refused(capsys, '--workdir=b', f'--stages={stage}')
+    assert line == 'error: b holds runs of several seeds; name one of them, such as b/seed_0'
+
+
+def test_a_folder_of_seeds_is_no_run_to_load_to_update_or_to_grow(copied, capsys):
+    words = 'holds runs of several seeds; name one of them, such as b/seed_0'
+    with pytest.raises(UserError, match=f'^b {words}$'):
+        api.load('b')
+    (copied / 'log.csv').write_text('user,item,time\n')
+    line = refused(capsys, '--append=log.csv', '--from=b', '--workdir=c')
+    assert line == f'error: --from=b {words}'
+    more = ['--model=fame', '--prepared=a', '--stages=finetune', '--backbone=b']
+    assert run('c', *QUICK, *more) == 2
+    assert capsys.readouterr().err == f'error: --backbone=b {words}\n'
+    assert api.load('b/seed_1').num_items == api.load('a').num_items
+
+
+def test_data_that_are_prepared_serve_a_run_and_seeds(tmp_path, capsys):
+    """A folder with data alone holds no run, whatever prepared them."""
+    prepare = [*QUICK, '--stages=prepare']
+    assert run(tmp_path / 'one', *prepare) == 0 and run(tmp_path / 'many', *prepare) == 0
+    assert run(tmp_path / 'one', *QUICK) == 0
+    assert run(tmp_path / 'many', *QUICK, '--seeds=3') == 0
+    assert run(tmp_path / 'many', *prepare) == 0
+    assert run_dir.read_json(tmp_path / 'many' / 'seeds.json')['seeds'] == [3]
+
+
+def means(folder='b'):
+    """The seeds of seeds.json, and the mean of a metric in it and over their results.json."""
+    whole = run_dir.read_json(Path(folder) / 'seeds.json')
+    each = [
+        run_dir.read_json(Path(folder) / f'seed_{seed}' / 'results.json')['results']
+        for seed in whole['seeds']
+    ]
+    values = [results['pretrain']['test']['masked']['mrr'] for results in each]
+    found = whole['over_seeds']['pretrain']['mean']['test']['masked']['mrr']
+    return whole['seeds'], found, statistics.mean(values)
+
+
+@pytest.mark.parametrize('seeds, others', [('0,1', '2'), ('2', '0, 1'), ('1,0,2', '')])
+def test_the_results_are_those_of_all_finished_seeds(copied, capsys, seeds, others):
+    before = means()
+    assert before[0] == [0, 1, 2] and before[1] == pytest.approx(before[2])
+    assert run('b', *QUICK, f'--seeds={seeds}', '--prepared=a') == 0
+    assert means() == before
+    shown = capsys.readouterr().out
+    assert 'mean ± standard deviation of 3 seeds' in shown
+    line = f'Runs of earlier commands count too: seed {others}.'
+    assert (line in shown) if others else ('earlier commands' not in shown)
+
+
+def test_a_seed_is_added_to_those_that_are_finished(copied):
+    logs = {path: path.read_bytes() for path in Path('b').glob('*/metrics.jsonl')}
+    assert run('b', *QUICK, '--seeds=7', '--prepared=a') == 0
+    assert means()[0] == [0, 1, 2, 7] and means()[1] == pytest.approx(means()[2])
+    assert len(logs) == 3 and all(path.read_bytes() == log for path, log in logs.items())
+
+
+def test_seeds_that_do_not_count_are_named(copied, capsys):
+    """One has no results, and one was trained with other limits."""
+    (copied / 'b' / 'seed_1' / 'results.json').unlink()
+    argv = [*QUICK, '--pretrain_epochs=2', '--prepared=a']
+    assert run('b', *argv, '--seeds=0') == 0
+    shown = capsys.readouterr().out
+    assert 'Seed 1 is left out: it has no results; add it to --seeds.' in shown
+    assert 'Seed 2 is left out: --pretrain_epochs=2 (there: 1); add it to --seeds.' in shown
+    assert means()[0] == [0]
+    assert run('b', *argv, '--seeds=0,1,2') == 0
+    assert 'left out' not in capsys.readouterr().out
+    assert means()[0] == [0, 1, 2]

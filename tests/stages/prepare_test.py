@@ -12,6 +12,7 @@ from fame_jax import stages
 from fame_jax.config import flags
 from fame_jax.data import prepare as data_prepare
 from fame_jax.data.dataset import Dataset
+from fame_jax.errors import UserError
 from fame_jax.main import main
 
 QUICK = ['--progress=lines', '--k_core=0', '--stages=prepare']
@@ -224,6 +225,10 @@ def test_the_log_and_its_size_are_named_before_it_is_read(log, tmp_path, capsys,
 
 
 def test_titles_do_not_bind_a_run_without_texts(trained, tmp_path):
-    """--items gives titles to later stages; the file is not needed before them."""
-    argv = [*SMALL_RUN, f'--workdir={trained}', '--stages=evaluate', '--items=titles.csv']
-    assert stages.settings.complete(flags.parse(argv))[0].text.items == 'titles.csv'
+    """--items gives titles to later stages; the file is not read before them, but it is there."""
+    path = tmp_path / 'titles.csv'
+    argv = [*SMALL_RUN, f'--workdir={trained}', '--stages=evaluate', f'--items={path}']
+    with pytest.raises(UserError, match=f'--items={path}: No such file'):
+        stages.settings.complete(flags.parse(argv))
+    path.write_text('')
+    assert stages.settings.complete(flags.parse(argv))[0].text.items == str(path)

@@ -138,6 +138,7 @@ def test_a_wrong_space_is_refused_before_anything_is_written(tmp_path, capsys, s
     [
         (('--trials=0',), '--trials'),
         (('--sweep=dropout:.1',), '--sweep does not go'),
+        (('--dropout=.5',), '--dropout=0.5 has no effect, since '),
         (('--no_such=1',), 'no_such'),
     ],
 )

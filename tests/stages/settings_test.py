@@ -310,6 +310,50 @@ def test_a_flag_without_effect_is_refused(argv, words, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize(
+    ('argv', 'words'),
+    [
+        ('--stages=recommend --user=u3', ['--user=u3', 'add the stage explain']),
+        ('--stages=recommend --similar_items=7', ['--similar_items=7', 'add the stage similar']),
+        ('--stages=explain --similar_items=7', ['--similar_items=7']),
+        ('--stages=export --top_k=5', ['--top_k=5', 'recommend or similar or explain']),
+        ('--stages=report --nofilter_seen', ['--filter_seen=false']),
+        ('--stages=explain --user=u3 --histories=h', ['--user=u3 and --histories=h', 'explained']),
+        ('--stages=recommend --shuffle_histories=all_but_last', ['add the stage evaluate']),
+        (
+            '--model=sasrec --similarity=dot --temperature=.5',
+            ['--temperature=0.5', 'similarity=dot'],
+        ),
+    ],
+)
+def test_a_flag_that_no_stage_reads_is_refused(argv, words, tmp_path):
+    line = refused(*argv.split(), f'--workdir={tmp_path / "run"}')
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    'argv',
+    [
+        '--stages=recommend,explain --user=u3 --top_k=3',
+        '--stages=prepare,pretrain,evaluate --top_k=3',  # a flag file for later commands too
+        '--model=sasrec --similarity=dot --temperature=.07',  # the default
+        '--model=sasrec --temperature=.5',
+    ],
+)
+def test_a_flag_that_a_stage_reads_is_not(argv, tmp_path):
+    complete(*argv.split(), f'--workdir={tmp_path / "run"}')
+
+
+def test_advice_for_another_model_keeps_the_stages(tmp_path):
+    argv = ('--flagfile=toys_plus.cfg', '--model=sasrec', f'--workdir={tmp_path / "run"}')
+    assert refused(*argv).endswith('use --stages=prepare,text,pretrain,evaluate')
+    complete(*argv, '--stages=prepare,text,pretrain,evaluate')
+    argv = ('--flagfile=toys_paper.cfg', '--model=sasrec', f'--workdir={tmp_path / "run"}')
+    assert refused(*argv).endswith('after a flag file that gives one add --reading=')
+    complete('--num_blocks=2', '--model=gru4rec', '--num_blocks=')
+    assert '--num_blocks= takes back' in refused('--num_blocks=2', '--model=gru4rec')
+
+
 def test_a_flag_file_of_fame_serves_another_model(tmp_path):
     """What it says of the second stage does not count; FAME's own option is taken back by name."""
     argv = ('--flagfile=toys_best.cfg', '--model=sasrec', f'--workdir={tmp_path / "run"}')

@@ -71,8 +71,11 @@ def test_some_items_are_chosen(trained, tmp_path):
 def test_mistakes_are_one_line(trained, tmp_path, capsys):
     for flags, words in (
         (['--similar_items=item-1,who?'], "--similar_items: ['who?'] not in the catalogue"),
-        (['--histories=x.jsonl'], '--histories has no effect on the stage similar'),
-        (['--nofilter_seen'], '--filter_seen has no effect'),
+        (
+            ['--histories=x.jsonl'],
+            '--histories=x.jsonl has no effect where --stages=similar',
+        ),
+        (['--nofilter_seen'], '--filter_seen=false has no effect where --stages=similar'),
         ([f'--out={tmp_path}/s.txt'], 's.txt: lists are written to .jsonl'),
     ):
         capsys.readouterr()

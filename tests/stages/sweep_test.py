@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import shutil
 import statistics
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from fame_jax.models import options
 from fame_jax.models.registry import MODELS
 from fame_jax.stages import members, train
 from fame_jax.stages.context import abstract_params
-from fame_jax.stages.sweep import group_runs, rungs
+from fame_jax.stages.sweep import group_runs, parse_sweep, rungs
 from fame_jax.training.step import abstract_state
 
 FLAGS = [
@@ -88,10 +90,13 @@ def test_a_file_has_a_setting_on_each_line(tmp_path, capsys):
     record = run_dir.read_json(tmp_path / 'all' / 'sweep.json')
     flags = {setting['name']: setting['flags'] for setting in record['settings']}
     assert flags == {
-        'setting_2': {'future_targets': '1,.5', 'ema': '0.9'},
-        'setting_4': {'model': 'fame', 'num_experts': '2', 'finetune_epochs': '1'},
+        'future_targets=1,0.5,ema=0.9': {'future_targets': '1,.5', 'ema': '0.9'},
+        'model=fame,num_experts=2,finetune_epochs=1': {
+            **{'model': 'fame', 'num_experts': '2', 'finetune_epochs': '1'}
+        },
     }
-    assert (tmp_path / 'all' / 'setting_4' / 'checkpoints' / 'finetune').is_dir()
+    of_fame = tmp_path / 'all' / 'model=fame,num_experts=2,finetune_epochs=1'
+    assert (of_fame / 'checkpoints' / 'finetune').is_dir()
     before = (tmp_path / 'all' / 'sweep.json').read_text()
     logs = {name: (tmp_path / 'all' / name / 'metrics.jsonl').read_text() for name in flags}
     assert run(tmp_path / 'all', f'--sweep={file}') == 0
@@ -113,6 +118,8 @@ def test_a_file_has_a_setting_on_each_line(tmp_path, capsys):
         ('num_heads:2,3', 'num_heads=3'),
         ('no_such_file', 'No such file or directory; give FLAG:VALUE,VALUE or a file'),
         ('learning_rate:', 'could not convert'),
+        ('width:', 'a setting without values; give FLAG=VALUE'),
+        ('dropout:.1;' * 40 + 'k_core:1', 'has a flag twice'),  # longer than the name of a file
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_anything_is_written(tmp_path, capsys, sweep, words):
@@ -142,7 +149,13 @@ def test_settings_in_one_program_are_the_runs_of_their_own(tmp_path, capsys):
         alone = tmp_path / f'{number}_{seed}'
         own = [*flags, *NUMBERS[number - 1].split(), f'--seed={seed}']
         assert run(alone, *own, '--stages=prepare,pretrain,finetune') == 0
-        together = tmp_path / 'all' / f'setting_{number}' / f'seed_{seed}'
+        values = dict(flag[2:].split('=', 1) for flag in NUMBERS[number - 1].split())
+        (setting,) = (
+            folder
+            for folder in (tmp_path / 'all').glob('learning_rate=*')
+            if f'learning_rate={float(values["learning_rate"])},' in folder.name
+        )
+        together = setting / f'seed_{seed}'
         first, second = (
             {
                 (line['stage'], line['split'], line['epoch']): line.get('loss', line.get('mrr'))
@@ -301,3 +314,205 @@ def test_which_settings_share_a_program(prepared, first, second, together):
     with opened(prepared, first, second) as (one, two):
         groups = group_runs({'one': [one], 'two': [two]}, 'auto' if 'msgifsr' in first else 'vmap')
     assert groups == ([['one', 'two']] if together else [['one'], ['two']])
+
+
+# Runs in one folder. Paths are relative, so that the folders can be copied.
+
+QUICK = ['--pretrain_epochs=1', '--stages=prepare,pretrain']
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A folder with the sweep `s` of a file and the single run `a`."""
+    folder = tmp_path_factory.mktemp('finished')
+    with contextlib.chdir(folder):
+        Path('f.txt').write_text('--dropout=.5\n--ema=.9 --dropout=.3\n')
+        assert run('s', *QUICK, '--sweep=f.txt') == 0
+        assert run('a', *QUICK) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path, monkeypatch, capsys):
+    """Those runs in a folder of the test's own, the current one."""
+    monkeypatch.chdir(shutil.copytree(finished, tmp_path / 'runs'))
+    capsys.readouterr()
+
+
+def settings_of(folder='s'):
+    """The flags of the settings in sweep.json by their names."""
+    return {
+        s['name']: s['flags'] for s in run_dir.read_json(Path(folder, 'sweep.json'))['settings']
+    }
+
+
+def logs():
+    """What the settings of `s` have logged, by their folders."""
+    return {path.parent.name: path.read_bytes() for path in Path('s').glob('*/metrics.jsonl')}
+
+
+FINISHED = {
+    'dropout=0.5': {'dropout': '0.5'},
+    'ema=0.9,dropout=0.3': {'ema': '0.9', 'dropout': '0.3'},
+}
+
+
+@pytest.mark.parametrize(
+    'lines',
+    [
+        '--dropout=.5\n--ema=.9 --dropout=.3',
+        '--dropout=.2\n\n--ema=9e-1 --dropout=.30\n# the first\n--dropout=0.5',
+        '--dropout=0.3 --ema=0.9\n--dropout=.5',
+        'dropout:.3;ema:.9',
+    ],
+)
+def test_a_setting_is_found_by_its_flags(copied, capsys, lines):
+    """In whichever line of the file they stand, in whichever order and spelling."""
+    assert settings_of() == FINISHED
+    before = logs()
+    Path('f.txt').write_text(lines)
+    sweep = lines if ':' in lines else 'f.txt'
+    assert run('s', *QUICK, f'--sweep={sweep}') == 0
+    more = {'dropout=0.2': {'dropout': '0.2'}} if '.2' in lines else {}
+    assert {n: {**f} for n, f in settings_of().items()} == FINISHED | more
+    assert {name: log for name, log in logs().items() if name in before} == before
+    assert logs().keys() == before.keys() | more.keys()
+    assert ('of earlier commands' in capsys.readouterr().out) == (':' in lines)
+
+
+@pytest.mark.parametrize('is_finished', [True, False])
+def test_a_setting_is_found_in_a_numbered_folder(copied, is_finished):
+    """As earlier versions named them by the line of the file, with or without a sweep.json."""
+    names = {'dropout=0.5': 'setting_1', 'ema=0.9,dropout=0.3': 'setting_2'}
+    text = Path('s/sweep.json').read_text()
+    for name, number in names.items():
+        Path('s', name).rename(Path('s', number))
+        text = text.replace(f'"{name}"', f'"{number}"')
+    Path('s/sweep.json').write_text(text)
+    if not is_finished:
+        Path('s/sweep.json').unlink()
+    before = logs()
+    Path('f.txt').write_text('--dropout=.3\n--dropout=.3 --ema=.9\n--dropout=.5\n')
+    assert run('s', *QUICK, '--sweep=f.txt') == 0
+    assert settings_of().keys() == {'dropout=0.3', 'setting_1', 'setting_2'}
+    assert {name: log for name, log in logs().items() if name in before} == before
+
+
+def test_a_long_setting_has_a_short_name(tmp_path):
+    """Two that begin alike have names of their own, the same ones in each command."""
+    begin = ' '.join(f'--{name}=.0123456789012' for name in ('dropout', 'ema', 'learning_rate'))
+    begin += ' --finetune_learning_rate=.0123456789012 --weight_decay=.012345678901'
+    file = tmp_path / 'f.txt'
+    file.write_text(f'{begin} --seen_weight=2\n{begin} --seen_weight=3\n')
+    found = list(parse_sweep(config_flags.parse([f'--sweep={file}'])))
+    assert len(set(found)) == 2 and max(map(len, found)) <= 160 + 9
+    assert all(name.startswith('dropout=0.0123456789012,ema=') for name in found)
+    file.write_text(f'{begin} --seen_weight=3\n')
+    assert list(parse_sweep(config_flags.parse([f'--sweep={file}']))) == found[1:]
+
+
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        ('--dropout=.3\n--ema=.9\n--dropout=0.3', '{}:3: dropout=0.3 is in {}:1 too; give each'),
+        ('--ema=.9 --dropout=.3\n\n--dropout=.3 --ema=.9', '{}:3: dropout=0.3,ema=0.9 is in {}:1'),
+        ('--future_targets=1,.5\n--future_targets=1,0.50', '{}:2: future_targets=1,0.5 is in'),
+        (
+            '--model_options=a=1,b=.5\n--model_options=b=0.5 --model_options=a=1',
+            '{}:2: model_options=b=0.5,a=1 is in {}:1 too',
+        ),
+        ('--dropout=.3\n--seed=1', '{}:2: --seed cannot be swept'),
+        ('--dropout=".3', '{}:1: No closing quotation; close the quotation'),
+        ('--width=', '{}:1: a setting without values'),
+        (b'--dropout=\xff', '{} is not text in UTF-8'),
+        ('# nothing', 'has 0 settings'),
+    ],
+)
+def test_a_faulty_file_is_refused_in_one_line(tmp_path, capsys, content, words):
+    file = tmp_path / 'f.txt'
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert run(tmp_path / 'run', f'--sweep={file}') == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ') and words.format(file, file) in line
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_flag_that_no_setting_uses_is_refused(copied, capsys):
+    """A flag file may have it, and a file may leave it to some of the settings."""
+    assert run('n', *QUICK, '--sweep=dropout:.1,.2', '--dropout=.3') == 2
+    assert capsys.readouterr().err == (
+        'error: --dropout=0.3 has no effect, since each setting of --sweep has its own value; '
+        'leave it out, or add it to --sweep\n'
+    )
+    assert not Path('n').exists()
+    Path('g.cfg').write_text('--dropout=.3\n')
+    argv = ['--sweep=dropout:.1,.2', '--flagfile=g.cfg']
+    assert list(parse_sweep(config_flags.parse(argv))) == ['dropout=0.1', 'dropout=0.2']
+    Path('f.txt').write_text('--dropout=.1\n--ema=.9\n')
+    argv = ['--sweep=f.txt', '--dropout=.3']
+    assert list(parse_sweep(config_flags.parse(argv))) == ['dropout=0.1', 'ema=0.9']
+
+
+def refused(capsys, *argv):
+    """The only line of a command that changes no file."""
+    before = {path: path.is_file() and path.read_bytes() for path in Path().rglob('*')}
+    assert main([*FLAGS, *QUICK, *argv]) == 2
+    assert {path: path.is_file() and path.read_bytes() for path in Path().rglob('*')} == before
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    'argv, words',
+    [
+        (['--workdir=a', '--sweep=f.txt'], 'a holds a single run; choose another --workdir, or'),
+        (['--workdir=s'], 's holds a sweep; choose another --workdir, or add its --sweep'),
+        (['--workdir=s', '--seeds=0,1'], 's holds a sweep; choose another --workdir, or add its'),
+        (
+            ['--workdir=s', '--sweep=f.txt', '--seeds=0,1'],
+            's/dropout=0.5 holds a single run; choose another --workdir, or leave --seeds out',
+        ),
+        (
+            ['--workdir=s', '--sweep=dropout:.1', '--width=4'],
+            's/dropout=0.5 holds another run: --width',
+        ),
+        (
+            ['--workdir=s', '--stages=recommend'],
+            's holds runs of a sweep; name one of them, such as s/dropout=0.5',
+        ),
+    ],
+)
+def test_a_workdir_belongs_to_one_sweep(copied, capsys, argv, words):
+    assert words in refused(capsys, *argv)
+
+
+def test_a_damaged_record_is_refused(copied, capsys):
+    Path('s/sweep.json').write_text('{"settings": [{"name": "dropout=0.5"}], "best": "a"}')
+    line = refused(capsys, '--workdir=s', '--sweep=f.txt')
+    assert line == 'error: s/sweep.json is damaged; remove it and run the same command again'
+
+
+def test_settings_of_earlier_commands_are_compared_too(copied, capsys):
+    """Where they are trained to the end; all others are named."""
+    before = run_dir.read_json(Path('s/sweep.json'))
+    assert run('s', *QUICK, '--sweep=dropout:.7') == 0
+    shown = capsys.readouterr().out
+    assert settings_of() == FINISHED | {'dropout=0.7': {'dropout': '0.7'}}
+    record = run_dir.read_json(Path('s/sweep.json'))
+    for row in before['settings']:
+        assert row in record['settings']
+    values = [setting['validation'][0] for setting in record['settings']]
+    assert (
+        values == sorted(values, reverse=True) and record['best'] == record['settings'][0]['name']
+    )
+    (line,) = (line for line in shown.splitlines() if 'earlier' in line)
+    names = line.removeprefix('Settings of earlier commands are compared too: ').rstrip('.')
+    assert set(names.split(', ')) == {'dropout=0.5', 'ema=0.9,dropout=0.3'}
+
+    shutil.copytree('s/dropout=0.5', 's/setting_9')  # of a command that was interrupted
+    assert run('s', *QUICK, '--sweep=dropout:.7', '--pretrain_epochs=2') == 0
+    assert settings_of() == {'dropout=0.7': {'dropout': '0.7'}}
+    shown = capsys.readouterr().out.splitlines()
+    for name in FINISHED:
+        assert f'{name} is left out: it is not trained to the end; add it to --sweep.' in shown
+    assert 'setting_9 is left out: sweep.json lacks it; add it to --sweep.' in shown

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from fame_jax.main import main
 from fame_jax.models import registry, surgery
 from fame_jax.run_dir import read_json
 from fame_jax.serving import export
-from fame_jax.stages import initialize, train
+from fame_jax.stages import initialize, open_recommender, settings, train
 from fame_jax.stages.context import abstract_params
 from fame_jax.stages.facet_names import head_names
 from fame_jax.text import item_init
@@ -190,8 +191,16 @@ def test_vectors_of_other_data_are_refused(with_vectors, tmp_path, capsys):
 
 
 def test_training_without_the_stage_text_is_refused(tmp_path, capsys):
-    argv = [*SMALL, '--stages=prepare,pretrain', f'--workdir={tmp_path}']
-    assert 'run --stages=text first' in refused(capsys, *argv)
+    argv = [*SMALL, '--stages=prepare,pretrain', f'--workdir={tmp_path}/run']
+    assert refused(capsys, *argv) == (
+        'error: --item_init=text needs the item vectors of the stage text, and '
+        f'{tmp_path}/run/text has none; add text before pretrain: --stages=prepare,text,pretrain\n'
+    )
+    argv[-2] = '--stages=prepare,pretrain,text'  # too late
+    assert 'add text before pretrain: --stages=prepare,text,pretrain\n' in refused(capsys, *argv)
+    argv[-2] = '--backbone=scratch'  # and no stages: their default has no text
+    assert 'before finetune: --stages=prepare,text,finetune,evaluate' in refused(capsys, *argv)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_vectors_for_another_number_of_heads_are_refused(with_vectors, tmp_path, capsys):
@@ -297,6 +306,168 @@ def test_the_program_has_the_text_vectors_as_arguments(with_path):
 
 
 def test_a_text_path_without_the_stage_text_is_refused(tmp_path, capsys):
-    argv = [*SMALL[:-1], *PATH, '--stages=prepare,pretrain', f'--workdir={tmp_path}']
+    argv = [*SMALL[:-1], *PATH, '--stages=prepare,pretrain', f'--workdir={tmp_path}/run']
     argv = [flag for flag in argv if not flag.startswith('--finetune')]
-    assert 'run --stages=text first' in refused(capsys, *argv)
+    line = refused(capsys, *argv)
+    assert '--text_path=0.5 needs the text vectors of the stage text' in line
+    assert line.endswith('add text before pretrain: --stages=prepare,text,pretrain\n')
+    assert list(tmp_path.iterdir()) == []
+
+
+# Item files of a user's log.
+
+HEAD = 'Order No,Client-Ref,Product SKU,When bought\n'
+LOG = HEAD + ''.join(
+    f'{10 * user + day},c{user},P{(user + 3 * day) % 20},2026-01-0{day + 1}\n'
+    for user in range(40)
+    for day in range(6)
+)
+READ = '--columns=user:Client-Ref,item:Product_SKU,time:whenbought'
+FACETS = ['--item_init=text', '--text_path=0']
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    """The folder of orders.csv, which is the current one; `write_items` writes there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'orders.csv').write_text(LOG)
+    return tmp_path
+
+
+def write_items(name, field, **more):
+    rows = [
+        {field: f'P{n}', 'title': f'Title {n}', 'brand': f'b{n % 4}', **more} for n in range(20)
+    ]
+    Path(name).write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def orders(*more, stages='prepare,text', workdir='run'):
+    """Flags of a run on the log, with text vectors and no facets, which train nothing."""
+    small = [f for f in SMALL if not f.startswith(('--synthetic', '--item_init', '--finetune'))]
+    columns = [READ] if not any('--prepared' in flag for flag in more) else []
+    own = ['--dataset=orders.csv', '--k_core=0', *columns] if columns else []
+    argv = [*small, '--model=sasrec', '--text_path=.5', *own, *more]
+    return [*argv, f'--stages={stages}', f'--workdir={workdir}']
+
+
+def id_field(workdir='run'):
+    return read_json(Path(workdir) / 'text' / 'text.json')['card']['id_field']
+
+
+def test_the_advice_for_the_id_of_an_item_file_is_accepted_in_the_same_folder(log, capsys):
+    write_items('meta.jsonl', 'Ref No.')
+    line = refused(capsys, *orders('--items=meta.jsonl'))
+    assert "no field 'Product SKU', as in the log, and none with a known name" in line
+    assert line.endswith("'Ref No.', 'title', 'brand'; name one with --columns=item_file_id:NAME\n")
+    argv = orders('--items=meta.jsonl')
+    assert 'none of the data set' in refused(capsys, *argv, '--columns=item_file_id:title')
+    assert main([*argv, '--columns=item_file_id:ref_no']) == 0
+    assert id_field() == 'Ref No.'
+    # Another spelling names the same field, another field does not.
+    assert main([*argv, '--columns=item_file_id:Ref-No']) == 0
+    line = refused(capsys, *argv, '--columns=item_file_id:title')
+    assert 'run holds another run: --columns=item_file_id:title (there: Ref-No); ' in line
+
+
+def test_the_field_that_was_found_may_be_named_later(log, capsys):
+    write_items('meta.jsonl', 'Product SKU')
+    argv = orders('--items=meta.jsonl')
+    assert main(argv) == 0 and id_field() == 'Product SKU'
+    assert main([*argv, '--columns=item_file_id:product_sku']) == 0
+    assert 'holds another run' in refused(capsys, *argv, '--columns=item_file_id:brand')
+
+
+def test_a_run_on_prepared_data_has_an_item_file_of_its_own(log, capsys):
+    write_items('first.jsonl', 'sku')
+    write_items('second.jsonl', 'Ref')
+    first = orders('--items=first.jsonl', '--columns=item_file_id:SKU', workdir='first')
+    assert main(first) == 0
+    argv = orders('--prepared=first', '--items=second.jsonl')
+    # Of the other run, whose data are used, comes the default.
+    assert "there is no field 'SKU'" in refused(capsys, *argv)
+    assert main([*argv, '--columns=item_file_id:ref']) == 0
+    # A later command need not repeat it, and the log is still read as in the first run.
+    assert main(['--workdir=run', '--stages=text', '--progress=none']) == 0
+    columns = flags.read(Path('run/flags.cfg'))['columns']
+    assert columns == (*READ.removeprefix('--columns=').split(','), 'item_file_id:ref')
+    assert (id_field('first'), id_field()) == ('sku', 'Ref')
+    line = refused(capsys, *argv, '--columns=item:title')
+    assert '--columns=item:title (there: Product_SKU)' in line
+
+
+def test_an_update_may_name_another_item_file_and_its_id(log, capsys):
+    write_items('meta.jsonl', 'sku')
+    argv = orders('--items=meta.jsonl', '--columns=item_file_id:sku', *FACETS, '--facets=brand')
+    Path('run/checkpoints/pretrain/1').mkdir(parents=True)
+    Path('run/flags.cfg').write_text(flags.text(settings.complete(flags.parse(argv))[0]))
+    new = ['--append=new.csv', '--from=run', '--workdir=next', '--items=meta.jsonl']
+    config, _ = settings.complete(flags.parse([*new, '--columns=item_file_id:code']))
+    assert config.data.column_names['item_file_id'] == 'code'
+    line = refused(capsys, *new, '--columns=item:code')
+    assert 'leave out --columns=item:code (there: Product_SKU)\n' in line
+
+
+@pytest.mark.parametrize('field', ['Product SKU', 'product-sku', 'sku', 'Artikelnummer'])
+def test_texts_and_titles_come_from_one_field(field, log):
+    write_items('meta.jsonl', field)
+    assert main(orders('--items=meta.jsonl')) == 0
+    assert id_field() == field
+    run = open_run(log / 'run')
+    titles = dict(zip(run.data.item_ids[1:], open_recommender.read_titles(run)[1:]))
+    assert titles == {f'P{n}': f'Title {n}' for n in range(20)}
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        (['--items=no.jsonl'], '--items=no.jsonl: No such file or directory; check the path'),
+        (['--items=no-*.csv'], '--items=no-*.csv: No such file or directory; check the path'),
+        (['--items=x.pdf'], 'x.pdf: the format is unknown; the name must end in one of .jsonl, '),
+        ([], 'orders.csv: no item file; put one at orders_items.jsonl.gz, or give one by --items'),
+        (['--items=meta.jsonl', *FACETS], '--facets is empty; name a facet for each head, such as'),
+        (
+            ['--items=meta.jsonl', *FACETS, '--facets=instance,brand,title', '--num_heads=2'],
+            '--facets=instance,brand,title are more than --num_heads=2',
+        ),
+        (
+            ['--items=meta.jsonl', *FACETS, '--facets=brand', '--text_options=epochs=few'],
+            '--text_options=epochs=few: write a whole number',
+        ),
+        (
+            ['--items=meta.jsonl', '--text_encoder=bert'],
+            '--text_encoder=bert: there is no such encoder; give tfidf, a folder with',
+        ),
+        (
+            ['--items=meta.jsonl', '--text_encoder=v.npy'],
+            '--text_encoder=v.npy: No such file or directory; check the path',
+        ),
+        (
+            ['--item_init=rows.npy', '--text_path=0', '--stages=prepare,pretrain'],
+            '--item_init=rows.npy: No such file or directory; check the path, or give random or',
+        ),
+        (
+            ['--stages=prepare', '--items=no.csv'],
+            '--items=no.csv: No such file or directory; check the path',
+        ),
+    ],
+)
+def test_a_mistake_in_item_texts_is_refused_before_the_data_are_prepared(
+    more, message, log, capsys
+):
+    write_items('meta.jsonl', 'sku')
+    Path('x.pdf').write_text('')
+    assert refused(capsys, *orders(), *more).startswith(f'error: {message}')
+    assert not (log / 'run').exists()
+
+
+def test_a_stored_path_of_items_is_needed_by_the_stage_text_alone(log, capsys):
+    write_items('meta.jsonl', 'sku')
+    assert main(orders('--items=meta.jsonl', stages='prepare')) == 0
+    Path('meta.jsonl').rename('moved.jsonl')
+    use = ['--workdir=run', '--progress=none']
+    assert main([*use, '--stages=prepare']) == 0
+    line = refused(capsys, '--workdir=run', '--stages=text')
+    assert '--items=meta.jsonl: No such file or directory' in line
+    assert main([*use, '--stages=text', '--items=moved.jsonl']) == 0
+    Path('moved.jsonl').unlink()
+    assert main([*use, '--stages=text']) == 0  # complete

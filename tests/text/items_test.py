@@ -12,6 +12,7 @@ from data_fixtures import real_path
 
 from fame_jax.data.download import ITEMS
 from fame_jax.errors import UserError
+from fame_jax.text import item_files
 from fame_jax.text import items as item_text
 
 IDS = ['', '7', '8', '9']
@@ -177,18 +178,124 @@ def test_a_folder_of_item_files_is_one(tmp_path):
     assert item_text.read(tmp_path / 'parts', IDS).titles == ['', 'Seven', 'Eight', 'Nine']
 
 
-def test_the_id_field_with_most_matches_is_used(tmp_path):
-    """A file with two numbers for each item: the ids of the data set decide."""
-    rows = [{'item_id': n, 'movie_id': n + 10, 'title': f't{n}'} for n in (7, 8, 9)]
+def find(path, item_ids=IDS, **columns):
+    """The id field that `read` uses, or its error after the path; titles use the same."""
+    try:
+        titles = item_text.read_titles(path, item_ids, **columns)
+    except UserError as error:
+        with pytest.raises(UserError, match=re.escape(str(error))):
+            item_text.read(path, item_ids, **columns)
+        return str(error).removeprefix(f'{path}: ')
+    items = item_text.read(path, item_ids, **columns)
+    assert items.titles == titles
+    return items.card['id_field']
+
+
+def test_the_ids_decide_between_two_numbers_of_an_item(tmp_path):
+    rows = [{'movie_id': n + 10, 'item_id': n, 'title': f't{n}'} for n in (7, 8, 9)]
     path = write(tmp_path, 'x.jsonl', jsonl(*rows))
-    items = item_text.read(path, IDS)
-    assert items.card['id_field'] == 'item_id' and items.titles == ['', 't7', 't8', 't9']
-    # Both match one record: the more likely name.
-    assert item_text.read(path, ['', '7', '17']).card['id_field'] == 'item_id'
-    items = item_text.read(path, ['', '9', '17', '18'])
-    assert items.card['id_field'] == 'movie_id' and items.titles == ['', '', 't7', 't8']
-    items = item_text.read(path, ['', '9', '17', '18'], id_column='item_id')
-    assert items.titles == ['', 't9', '', '']
+    assert find(path) == 'item_id'
+    assert find(path, ['', '17', '18', '19']) == 'movie_id'
+    # Both have one item of the catalogue: the likelier name, as in a log.
+    assert find(path, ['', '7', '17']) == 'item_id'
+    # The less likely name has two, the likelier one has one: nothing tells.
+    two = "'item_id' and 'movie_id' may be the item; name one: --columns=item_file_id:item_id"
+    assert find(path, ['', '9', '17', '18']) == two
+    assert find(path, ['', '9', '17', '18'], id_column='item_id') == 'item_id'
+    assert find(path, ['', '9', '17', '18'], log_column='movie_id') == 'movie_id'
+
+
+@pytest.mark.parametrize(
+    'products, expected',
+    [
+        ((7, 8, 9), 'product'),  # either field gives the same items
+        ((1, 2, 3), 'sku'),  # only one is of the catalogue
+        (
+            (9, 8, 7),
+            "'product' and 'sku' may be the item; name one: --columns=item_file_id:product",
+        ),
+    ],
+)
+def test_two_equally_likely_fields(products, expected, tmp_path):
+    rows = [{'product': p, 'sku': n, 'title': f't{n}'} for p, n in zip(products, (7, 8, 9))]
+    path = write(tmp_path, 'x.jsonl', jsonl(*rows))
+    assert find(path) == expected
+    assert find(path, log_column='SKU') == find(path, id_column='sku') == 'sku'
+
+
+def test_a_field_of_few_items_in_many_records_is_no_rival(tmp_path):
+    rows = [{'item_id': n, 'place': 7 + n % 2, 'title': f't{n}'} for n in range(7, 20)]
+    assert find(write(tmp_path, 'x.jsonl', jsonl(*rows))) == 'item_id'
+
+
+def test_a_field_of_other_ids_is_taken_only_where_it_is_named(tmp_path):
+    rows = [{'sku': f's{n}', 'item_id': n, 'title': f't{n}'} for n in (7, 8, 9)]
+    path = write(tmp_path, 'x.jsonl', jsonl(*rows))
+    assert find(path, log_column='sku') == 'item_id'
+    assert find(path, id_column='sku').startswith(
+        "the ids in 'sku', such as 's7', are none of the data set, such as '9'; "
+    )
+
+
+# Fields of a file, all with ids but the title; what is known; and the field or the refusal.
+NAMED = [
+    ('sku,title', {}, 'sku'),  # names of the reader of logs
+    ('StockCode,title', {}, 'StockCode'),
+    ('Artikel-Nr,title', {}, 'Artikel-Nr'),
+    ('parent_asin,title', {}, 'parent_asin'),
+    ('product_name,title', {}, 'product_name'),
+    ('id,title', {}, 'id'),
+    ('Product SKU,title', {'id_column': 'Product SKU'}, 'Product SKU'),
+    ('Product SKU,title', {'id_column': 'product_sku'}, 'Product SKU'),
+    ('Product SKU,title', {'log_column': 'Product SKU'}, 'Product SKU'),
+    ('product-sku,title', {'log_column': 'Product SKU'}, 'product-sku'),
+    ('product,title', {'log_column': 'Product SKU'}, 'product'),
+    ('p-sku,p_sku,title', {'id_column': 'p_sku'}, 'p_sku'),
+    ('p-sku,P SKU,title', {'id_column': 'p_sku'}, "'p-sku' and 'P SKU' may be the item; name one: "
+     '--columns=item_file_id:p-sku'),
+    ('p-sku,P SKU,title', {'log_column': 'p_sku'}, "'p-sku' and 'P SKU' may be the item; name one: "
+     '--columns=item_file_id:p-sku'),
+    ('Ref,title', {}, "there is no field with a known name of an item id; its fields are 'Ref', "
+     "'title'; name one with --columns=item_file_id:NAME"),
+    ('Ref,title', {'log_column': 'Code'}, "there is no field 'Code', as in the log, and none with "
+     "a known name of an item id; its fields are 'Ref', 'title'; name one with "
+     '--columns=item_file_id:NAME'),
+    ('item,title', {'id_column': 'Code'}, "there is no field 'Code'; its fields are 'item', "
+     "'title'; name one with --columns=item_file_id:NAME"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('header, columns, expected', NAMED)
+def test_the_id_field_is_found_by_its_name(header, columns, expected, tmp_path):
+    ids = header.count(',')
+    rows = ''.join(f'{f"{n}," * ids}t{n}\n' for n in (7, 8, 9))
+    path = write(tmp_path, 'x.csv', f'{header}\n{rows}'.encode())
+    assert find(path, **columns) == expected
+
+
+@pytest.mark.parametrize(
+    'given, card, expected',
+    [
+        ({}, {}, ('', '')),
+        ({'item': 'Product_SKU'}, {'columns': {'item': 'Product SKU'}}, ('', 'Product SKU')),
+        ({'item': 'sku'}, {}, ('', 'sku')),
+        ({'item_file_id': 'Code'}, {'columns': {'item': 'sku'}}, ('Code', 'sku')),
+        ({'item': '2'}, {'columns': {'user': '1', 'item': '2'}}, ('', '')),  # a position
+    ],
+)
+def test_the_columns_of_a_run_by_which_ids_are_found(given, card, expected):
+    found = item_text.id_columns(given, card)
+    assert (found['id_column'], found['log_column']) == expected
+
+
+def test_named_fields_are_found_without_regard_to_case_blanks_and_signs(tmp_path):
+    rows = [{'sku': n, 'Main Colour': c, 'Kind': c} for n, c in zip((7, 8, 9), 'aab')]
+    path = write(tmp_path, 'x.jsonl', jsonl(*rows))
+    items = item_text.read(
+        path, IDS, ['main_colour'], ['MainColour', 'kind'], rarest=1, commonest=1
+    )
+    assert items.texts == ['', 'a', 'a', 'b']
+    assert [facet.by_item()[1:] for facet in items.facets] == [[['a'], ['a'], ['b']]] * 2
 
 
 def test_text_is_cleaned(tmp_path):
@@ -250,6 +357,23 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match='this is a folder'):
         item_text.read(tmp_path / name, IDS)
+
+
+def test_a_path_is_checked_without_reading_it(tmp_path):
+    for name in ('x.jsonl', 'x.csv.gz', 'u.item', 'ml.zip', 'x.item'):
+        item_files.check_path(write(tmp_path, name, b'\0'), 'looking')
+    (tmp_path / 'parts').mkdir()
+    item_files.check_path(tmp_path / 'parts', 'looking')
+    item_files.check_path(tmp_path / '*.csv.gz', 'looking')
+    for name, message in (
+        ('y.csv', 'looking: No such file or directory; check the path'),
+        ('*.tsv', 'looking: No such file or directory; check the path'),
+        ('x.pdf', f'{tmp_path}/x.pdf: the format is unknown; the name must end in one of .jsonl, '),
+    ):
+        write(tmp_path, 'x.pdf', b'')
+        with pytest.raises(UserError) as error:
+            item_files.check_path(tmp_path / name, 'looking')
+        assert str(error.value).startswith(message)
 
 
 @pytest.mark.slow

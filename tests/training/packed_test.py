@@ -116,7 +116,8 @@ def test_programs_for_a_gpu_pack(tmp_path, monkeypatch):
     stay = ['--unseen_items=kept', '--item_init=text']
     for number, (backend, more) in enumerate((('cpu', []), ('gpu', []), ('gpu', stay))):
         monkeypatch.setattr(train.jax, 'default_backend', lambda backend=backend: backend)
-        argv = [*SMALL, *more, f'--workdir={tmp_path}/{number}', '--stages=prepare,pretrain']
+        argv = [*SMALL, *more, f'--workdir={tmp_path}/{number}']
+        argv += [f'--stages=prepare,{"text," if more else ""}pretrain']
         with contextlib.closing(stages.open_run(flags.parse(argv))) as context:
             stages.STAGES['prepare'](context)
             packs = train.make_setup(context, 'pretrain').program.packs
