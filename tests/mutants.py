@@ -908,7 +908,7 @@ MUTANTS = [
     ),
     Mutant(
         'a setting is found by the name of its folder alone',
-        'stages/sweep.py',
+        'stages/sweep_settings.py',
         'place = known.get(_key(flags), name)',
         'place = name',
         'stages/sweep_test.py -k numbered_folder',

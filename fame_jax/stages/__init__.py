@@ -4,8 +4,8 @@ Read context.py first (what every stage takes), then settings.py (flags to setti
 text_settings.py, which checks those of item texts), then the stages in their order: prepare, text,
 train (pretrain and finetune, with initialize.py), update (with updated_run.py and update_start.py),
 evaluate; those that use a trained run: recommend, similar, explain, export, report, with
-open_recommender.py and facet_names.py; and members.py and sweep.py, which run the stages for
-several seeds and settings. search.py is a command of its own.
+open_recommender.py and facet_names.py; and members.py and sweep.py (with sweep_settings.py), which
+run the stages for several seeds and settings. search.py is a command of its own.
 """
 
 from fame_jax.stages.context import RunContext, open_run

@@ -41,9 +41,6 @@ from fame_jax.stages import STAGES
 from fame_jax.stages.context import TRAINED, RunContext, open_run
 from fame_jax.stages.members import of_seed, parse_seeds, prepare_for_all, run_stages
 from fame_jax.stages.sweep import (
-    COMPARES,
-    OF_ALL,
-    SWEPT,
     describe_metric,
     epochs_of,
     group_runs,
@@ -51,6 +48,7 @@ from fame_jax.stages.sweep import (
     rungs,
     validation_of,
 )
+from fame_jax.stages.sweep_settings import COMPARES, OF_ALL, SWEPT
 
 if TYPE_CHECKING:
     import optuna

@@ -19,7 +19,8 @@ from fame_jax.models import options
 from fame_jax.models.registry import MODELS
 from fame_jax.stages import members, train
 from fame_jax.stages.context import abstract_params
-from fame_jax.stages.sweep import group_runs, parse_sweep, rungs
+from fame_jax.stages.sweep import group_runs, rungs
+from fame_jax.stages.sweep_settings import parse_sweep
 from fame_jax.training.step import abstract_state
 
 FLAGS = [
@@ -126,6 +127,13 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_written(tmp_path, ca
     assert run(tmp_path / 'run', f'--sweep={sweep}') == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('error: ') and words in line
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_sweep_that_trains_nothing_is_refused(tmp_path, capsys):
+    assert run(tmp_path / 'run', '--sweep=dropout:.1,.2', '--stages=evaluate') == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: --stages=evaluate trains nothing') and '--workdir' in line
     assert not (tmp_path / 'run').exists()
 
 
