@@ -35,10 +35,11 @@ def test_an_interrupt_in_a_callback_of_the_garbage_collector_comes_once_more():
 
     def collected(phase, info):
         if not handled:
-            handled.append(signal.getsignal(signal.SIGINT))
+            handled.append(phase)
             signal.raise_signal(signal.SIGINT)  # raises KeyboardInterrupt here
 
-    before = sys.unraisablehook
+    before, handler = sys.unraisablehook, signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest ignores it
     gc.callbacks.append(collected)
     try:
         with pytest.raises(KeyboardInterrupt), resend_lost_interrupts():
@@ -47,4 +48,5 @@ def test_an_interrupt_in_a_callback_of_the_garbage_collector_comes_once_more():
             time.sleep(20)
     finally:
         gc.callbacks.remove(collected)
+        signal.signal(signal.SIGINT, handler)
     assert sys.unraisablehook is before

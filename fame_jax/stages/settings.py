@@ -265,11 +265,8 @@ def _check(config: Config, kind: type[ItemModel]) -> None:
     if config.data.split == 'time':
         parse_moment(config.data.split_at)
     if not kind.backbone and 'finetune' in stages:
-        others = ','.join(stage for stage in stages if stage != 'finetune')
-        raise UserError(
-            f'--model={name} has no stage finetune; '
-            + (f'use --stages={others}' if others else 'leave it out')
-        )
+        others = [stage for stage in stages if stage != 'finetune'] or default_stages(kind)
+        raise UserError(f'--model={name} has no stage finetune; use --stages={",".join(others)}')
     if not kind.backbone and config.training.backbone != 'pretrain':
         raise UserError(
             f'--backbone={config.training.backbone} has no effect on --model={name}, which has no '

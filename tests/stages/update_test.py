@@ -308,8 +308,9 @@ def test_other_stages_use_an_update(logs, updated, tmp_path):
     """New users get lists, new items are in the catalogue, of the run and of its export."""
     folder = tmp_path / 'copy'
     shutil.copytree(updated, folder)
-    used = f'--workdir={folder}', '--progress=none', '--top_k=3'
-    assert main([*used, '--stages=evaluate,recommend,report', f'--out={tmp_path}']) == 0
+    used = f'--workdir={folder}', '--progress=none'
+    lists = [*used, '--stages=evaluate,recommend,report', '--top_k=3', f'--out={tmp_path}']
+    assert main(lists) == 0
     lines = (tmp_path / 'recommendations.jsonl').read_text().splitlines()
     assert 'n' in [json.loads(line)['user'] for line in lines] and len(lines) == USERS + 1
     assert main([*used, '--stages=export', f'--out={tmp_path}/export']) == 0
