@@ -907,6 +907,13 @@ MUTANTS = [
         'stages/members_test.py -k do_not_count',
     ),
     Mutant(
+        'a stage that the model does not have is swept',
+        'stages/sweep.py',
+        'refuse_idle(flags, model)',
+        'refuse_idle({}, model)',
+        'stages/sweep_test.py -k cannot_be_swept',
+    ),
+    Mutant(
         'a setting is found by the name of its folder alone',
         'stages/sweep_settings.py',
         'place = known.get(_key(flags), name)',

@@ -40,17 +40,10 @@ class PrefixRows(nn.Module):
         train: bool = False,
         last: bool = False,
     ) -> tuple[Array, dict[str, dict[str, Array]]]:
-        """Encodes rows of one prefix each.
-
-        Args:
-          tokens_BL: int32 items, 0 for padding; a row ends with its prefix.
-          positions_BL: int32, from the start of each prefix.
-          segments_BL: int32, 0 for padding.
-          train: whether to apply dropout; needs the rng 'dropout'.
-          last: no effect; the query is always that of the whole prefix.
+        """As the causal form, for rows that end with their only prefix: always with `last`.
 
         Returns:
-          query_B1D, and each block's intermediates by name, as in the causal form.
+          query_B1D, and each block's intermediates by name.
         """
         del last
         return super().__call__(tokens_BL, positions_BL, segments_BL, train=train, last=True)

@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 
 from fame_jax.config.serving import WRITERS
+from fame_jax.data import download
 from fame_jax.errors import UserError, explain_os_errors
 from fame_jax.stages.context import RunContext
 
@@ -49,13 +50,16 @@ def output_path(context: RunContext, name: str) -> Path:
 
 
 def _refuse_inputs(context: RunContext, path: Path) -> None:
-    config = context.config
-    inputs = {
-        **{name: getattr(config.serving, name) for name in ('histories', 'allow_items')},
-        **{'deny_items': config.serving.deny_items, 'dataset': config.data.dataset},
-        **{'items': config.text.items, 'append': config.update.append},
-    }
-    for name, given in inputs.items():
+    """Refuses an output in the place of a file that the command, or the run it uses, reads."""
+    serving, data, items = (getattr(context.config, name) for name in ('serving', 'data', 'text'))
+    inputs = [
+        *((f'--{n}', getattr(serving, n)) for n in ('histories', 'allow_items', 'deny_items')),
+        *(('--append', context.config.update.append), ('--items', items.items)),
+        *(("the run's log", folder / data.dataset) for folder in (Path(), Path(data.data_dir))),
+    ]
+    with contextlib.suppress(UserError):  # where there is none
+        inputs.append(("the run's items", download.locate_items(data.dataset, data.data_dir)))
+    for what, given in inputs:
         with contextlib.suppress(OSError):  # a name and no file
-            if given and path.samefile(given) and path.is_file():
-                raise UserError(f'--out={path} is the file of --{name}; write to another')
+            if given and path.is_file() and path.samefile(given):
+                raise UserError(f'--out={path} is the file of {what}; write to another')

@@ -48,7 +48,7 @@ from fame_jax.stages.sweep import (
     rungs,
     validation_of,
 )
-from fame_jax.stages.sweep_settings import COMPARES, OF_ALL, SWEPT
+from fame_jax.stages.sweep_settings import COMPARES, OF_ALL, SWEPT, refuse_idle
 
 if TYPE_CHECKING:
     import optuna
@@ -237,13 +237,15 @@ class Search:
     def _open(self, name: str, trial: 'optuna.Trial') -> list[RunContext]:
         """The runs of a trial, one for each seed."""
         values = {n: value for n, value in self.given.values.items() if n not in OF_ALL}
-        values |= self._flags(trial)
+        flags = self._flags(trial)
+        values |= flags
         values['workdir'] = str(self.folder / name)
         values.setdefault('prepared', str(self.folder))
         setting = dataclasses.replace(self.given, values=values)
         opened = open_run(of_seed(setting, self.seeds[0]) if self.seeds else setting)
         stages = tuple(s for s in opened.config.run.stages if s in ('text', *TRAINED))
         opened.close()
+        refuse_idle(flags, opened.model)
         values['stages'] = stages
         setting = dataclasses.replace(self.given, values=values)
         every = [of_seed(setting, seed) for seed in self.seeds] or [setting]

@@ -28,6 +28,8 @@ OF_UPDATES = (
     *('select_on', 'validation_users', 'items', 'text_encoder', 'finetune_dropout'),
     'split_at',
 )
+# Flags of finetune alone, but for its epochs and rate, which scripts give for all models alike.
+OF_FINETUNE = ('finetune_dropout', 'finetune_future_targets')
 ITEM_FILE_ID = 'item_file_id:'  # begins the pair of --columns that is of the item file
 
 
@@ -69,6 +71,7 @@ def complete(given: config_flags.Given, model: ItemModel | None = None) -> tuple
         model = _make(name, options, config.model.reading)
     registry.validate(model)
     _refuse_temperature(given, stored, model)
+    _refuse_finetune(given, kind)
     config = config.with_model_options(registry.values(model))
     _check(config, kind)
     if of_update:
@@ -91,6 +94,16 @@ def _make(name: str, options: dict[str, Any], reading: str) -> ItemModel:
         if option not in registry.options(registry.find(name)):
             line += f'; --{flag}{option}= takes back that of a flag file'
         raise UserError(f'--{flag}{line}') from error
+
+
+def _refuse_finetune(given: config_flags.Given, kind: type[ItemModel]) -> None:
+    """Refuses typed flags of fine-tuning for a model without it; a flag file may have them."""
+    for name in OF_FINETUNE:
+        if name in given.typed and name in given.values and not kind.backbone:
+            raise UserError(
+                f'--{name}={show(given.values[name])} has no effect on {kind.title}, which has no '
+                'stage finetune; leave it out'
+            )
 
 
 def _refuse_temperature(

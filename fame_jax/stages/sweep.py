@@ -41,7 +41,13 @@ from fame_jax.stages.members import (
     run_seeds,
     run_stages,
 )
-from fame_jax.stages.sweep_settings import Command, find_folders, parse_sweep, read_settings
+from fame_jax.stages.sweep_settings import (
+    Command,
+    find_folders,
+    parse_sweep,
+    read_settings,
+    refuse_idle,
+)
 from fame_jax.stages.train import numbers
 
 Run = Callable[[RunContext], None]
@@ -77,15 +83,17 @@ def run_sweep(given: config_flags.Given, stages: Mapping[str, Run], screen: Scre
     every = chosen | earlier
     wanted: dict[str, tuple[str, ...]] = {}
     for name, flags in every.items():  # all are checked before the first one trains
-        wanted[name] = settings.complete(command.of_runs(name, flags)[0])[0].run.stages
-    if any('prepare' in of_one for of_one in wanted.values()):
-        prepare_for_all(command.of_all, screen)
+        config, model = settings.complete(command.of_runs(name, flags)[0])
+        refuse_idle(flags, model)
+        wanted[name] = config.run.stages
     idle = next((of_one for of_one in wanted.values() if not TRAINS & set(of_one)), ())
     if idle:
         raise UserError(
             f'--stages={",".join(idle)} trains nothing, and a sweep compares what it trains; leave '
             '--stages out, or give the folder of one setting as --workdir'
         )
+    if any('prepare' in of_one for of_one in wanted.values()):
+        prepare_for_all(command.of_all, screen)
     trained = {n: tuple(s for s in w if s in ('text', *TRAINED)) for n, w in wanted.items()}
     trained = {name: of_one for name, of_one in trained.items() if of_one}
     with contextlib.ExitStack() as stack:

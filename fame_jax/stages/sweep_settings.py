@@ -14,6 +14,7 @@ from fame_jax.config import FLAGS, SECTIONS, binds, differences
 from fame_jax.config import flags as config_flags
 from fame_jax.config.fields import canonical, show, suggest
 from fame_jax.errors import UserError, explain_os_errors
+from fame_jax.models.item_model import ItemModel
 from fame_jax.report import figures_of_runs
 from fame_jax.stages import settings
 from fame_jax.stages.members import of_seed
@@ -94,6 +95,20 @@ def parse_sweep(given: config_flags.Given) -> dict[str, dict[str, Any]]:
                 'has its own value; leave it out, or add it to --sweep'
             )
     return found
+
+
+def refuse_idle(flags: Mapping[str, Any], model: ItemModel) -> None:
+    """Refuses flags of fine-tuning in a setting whose model has none: its runs would be equal.
+
+    Raises:
+      UserError: naming the flags.
+    """
+    idle = [f'--{name}' for name in flags if binds(name) == 'finetune']
+    if idle and not model.backbone:
+        raise UserError(
+            f'{", ".join(idle)} cannot be swept for {model.title}, which has no stage finetune; '
+            'leave it out, or sweep another model'
+        )
 
 
 def _is_file(text: str) -> bool:

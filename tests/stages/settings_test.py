@@ -301,6 +301,8 @@ def test_a_model_on_the_python_path(own_model, tmp_path, monkeypatch):
         ),
         ('--model=msgifsr --seen_weight=3', ['--seen_weight=3', '--model=msgifsr']),
         ('--model=bsarec --seen_weight=3', ['--seen_weight=3', '--model=bsarec']),
+        ('--model=sasrec --finetune_future_targets=1,.5', ['SASRec, which has no stage finetune']),
+        ('--model=sasrec --finetune_dropout=.5', ['--finetune_dropout=0.5', 'no stage finetune']),
         ('--num_negatives=5', ['--num_negatives=5', '--loss']),
     ],
 )

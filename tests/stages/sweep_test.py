@@ -117,6 +117,10 @@ def test_a_file_has_a_setting_on_each_line(tmp_path, capsys):
         ('select_on:masked,unmasked', '--select_on cannot be swept'),
         ('learning_rate:1e-3,.001', 'has learning_rate=0.001 twice'),
         ('num_heads:2,3', 'num_heads=3'),
+        (
+            'finetune_learning_rate:1e-3,1e-4',
+            'cannot be swept for SASRec',
+        ),
         ('no_such_file', 'No such file or directory; give FLAG:VALUE,VALUE or a file'),
         ('learning_rate:', 'could not convert'),
         ('width:', 'a setting without values; give FLAG=VALUE'),

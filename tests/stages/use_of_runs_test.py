@@ -137,6 +137,17 @@ def test_a_named_file_gives_titles_and_its_faults_are_refused(orders, items, tmp
         assert error.count('\n') == 1 and 'named.csv' in error and words in error
 
 
+def test_an_output_does_not_replace_the_files_of_the_run(orders, items, capsys):
+    """Neither its log nor the item file next to it, which no flag names."""
+    titles = items(item_file())
+    for path, words in ((orders / 'orders.csv', "the run's log"), (titles, "the run's items")):
+        before = path.read_text()
+        capsys.readouterr()
+        assert use(orders / 'run', 'recommend', f'--out={path}') == 2
+        assert f'is the file of {words}; write to another' in capsys.readouterr().err
+        assert path.read_text() == before
+
+
 def test_the_three_forms_of_a_file_have_equal_contents(orders, items, tmp_path):
     items(item_file())
     (tmp_path / 'in.jsonl').write_text('{"user": "ann", "items": [" i1", "i2 "]}\n["who?"]\n')
