@@ -54,7 +54,10 @@ class Model:
         None, 'Divisor of cosine similarities.', kind=float, low=1e-4, high=100
     )
     model_options: tuple[str, ...] = field(
-        (), 'More options, NAME=VALUE. The error for a wrong name lists them.', separator='='
+        (),
+        'More options, NAME=VALUE; NAME= takes back that of a flag file. The error for a wrong '
+        'name lists them.',
+        separator='=',
     )
 
     def validate(self) -> None:
